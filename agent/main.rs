@@ -1,0 +1,2 @@
+//! The pgsquire program.
+fn main() {}
