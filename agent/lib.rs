@@ -1,1 +1,3 @@
-//! The shell of pgsquire.
+//! The shell of pgsquire: it asks the world, and does what the core orders.
+
+pub mod clock;

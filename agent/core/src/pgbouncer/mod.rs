@@ -1,0 +1,4 @@
+//! Decisions about PgBouncer.
+
+pub mod console;
+pub mod ini;
