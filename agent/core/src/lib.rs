@@ -14,6 +14,7 @@ pub mod event;
 pub mod patroni;
 pub mod pgbouncer;
 pub mod rule;
+pub mod status;
 pub mod time;
 pub mod topology;
 pub mod wal;
