@@ -8,6 +8,7 @@
 
 extern crate alloc;
 
+<<<<<<< HEAD
 pub mod config;
 pub mod effect;
 pub mod event;
@@ -18,3 +19,6 @@ pub mod status;
 pub mod time;
 pub mod topology;
 pub mod wal;
+=======
+pub mod pgbouncer;
+>>>>>>> ini
