@@ -8,12 +8,17 @@
 
 extern crate alloc;
 
+<<<<<<< HEAD
 pub mod config;
 pub mod effect;
 pub mod event;
 pub mod patroni;
 pub mod pgbouncer;
 pub mod rule;
+pub mod status;
 pub mod time;
 pub mod topology;
 pub mod wal;
+=======
+pub mod pgbouncer;
+>>>>>>> ini
