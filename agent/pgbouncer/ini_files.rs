@@ -4,63 +4,36 @@ use crate::files::{self, Access, FileError};
 use pgsquire_core::event::Outcome;
 use pgsquire_core::pgbouncer::ini::Files;
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
-
-/// PgBouncer refuses includes that are nested deeper than this.
-const DEEPEST_INCLUDE: usize = 10;
+use std::path::Path;
 
 /// Ends the name of the copy of a file that PgBouncer would not load.
 pub const REJECTED: &str = ".pgsquire-rejected";
 
-/// Reads the ini file and all that it includes.
-///
-/// PgBouncer takes a relative include from the folder it was started in, which nobody outside can know: we take it from
-/// the folder of the ini file.
+/// Reads the ini file and all that it includes. PgBouncer takes a relative include from the folder it was started in.
 ///
 /// # Errors
-/// A sentence, when one of them cannot be read or includes are nested too deep (in a circle, most likely).
-pub fn read_all(root: &Path) -> Result<Files, String> {
-    let folder = root.parent().unwrap_or(Path::new("/"));
-    let mut found = Files { root: root.display().to_string(), parts: BTreeMap::new() };
-    let mut open = vec![(root.to_path_buf(), 0, None::<PathBuf>)];
-    while let Some((path, depth, includer)) = open.pop() {
-        let name = path.display().to_string();
-        if depth > DEEPEST_INCLUDE {
-            return Err(format!("{}: includes are nested more than {DEEPEST_INCLUDE} deep", root.display()));
+/// A sentence, when one of them cannot be read.
+pub fn read_all(root: &Path, cwd: &Path) -> Result<Files, String> {
+    let content = files::read(root).map_err(|e| e.to_string())?;
+    let mut found = Files::new(root.display().to_string(), cwd.display().to_string(), content);
+    loop {
+        let missing = found.missing();
+        if missing.is_empty() {
+            return Ok(found);
         }
-        let known = found.parts.get(&name).cloned();
-        let content = match known {
-            Some(content) => content,
-            None => files::read(&path).map_err(|e| reading(&path, includer.as_deref(), folder, &e))?,
-        };
-        for include in includes(&content) {
-            open.push((folder.join(include), depth + 1, Some(path.clone())));
+        for path in missing {
+            let content = files::read(Path::new(&path)).map_err(|e| reading(root, cwd, &e))?;
+            found.parts.insert(path, content);
         }
-        found.parts.insert(name, content);
-    }
-    Ok(found)
-}
-
-fn reading(path: &Path, includer: Option<&Path>, folder: &Path, error: &FileError) -> String {
-    match includer {
-        None => error.to_string(),
-        Some(includer) => format!(
-            "{error}, which {} includes (a relative path is taken from {}; {} is the result)",
-            includer.display(),
-            folder.display(),
-            path.display()
-        ),
     }
 }
 
-/// The paths that one file includes, as written.
-fn includes(content: &[u8]) -> Vec<String> {
-    let path = |line: &[u8]| {
-        let rest = line.trim_ascii_start().strip_prefix(b"%include")?;
-        let blank = rest.first().is_some_and(|b| matches!(b, b' ' | b'\t'));
-        blank.then(|| String::from_utf8_lossy(rest.trim_ascii()).into_owned())
-    };
-    content.split(|b| *b == b'\n').filter_map(path).filter(|path| !path.is_empty()).collect()
+fn reading(root: &Path, cwd: &Path, error: &FileError) -> String {
+    format!(
+        "{error}; {} includes it (relative includes are taken from {}, where PgBouncer is thought to run)",
+        root.display(),
+        cwd.display()
+    )
 }
 
 /// Replaces files whose content is still the expected one. When one of several cannot be replaced, those before it are

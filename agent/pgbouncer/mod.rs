@@ -15,7 +15,7 @@ use console::Console;
 use notes::Notes;
 use pgsquire_core::effect::{Effect, Order, PoolerOrder};
 use pgsquire_core::event::{Event, Outcome};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use tokio::sync::mpsc::{Receiver, Sender};
 use tokio_util::sync::CancellationToken;
 
@@ -29,12 +29,22 @@ pub struct WorkerConfig {
     pub pooler: String,
     /// Its ini file.
     pub ini: PathBuf,
+    /// PgBouncer's working directory, where it looks for relative includes. Nobody outside can know it; none: the
+    /// folder of the ini file.
+    pub cwd: Option<PathBuf>,
     /// Connection string of its console.
     pub console: String,
     /// Holds the console's password.
     pub password_file: Option<PathBuf>,
     /// Our state folder.
     pub state_dir: PathBuf,
+}
+
+impl WorkerConfig {
+    fn cwd(&self) -> PathBuf {
+        let folder = || self.ini.parent().unwrap_or(Path::new("/")).to_path_buf();
+        self.cwd.clone().unwrap_or_else(folder)
+    }
 }
 
 /// Works until `stop`, or until nobody listens. An order that has begun is brought to its end.
@@ -86,8 +96,8 @@ impl Worker {
         };
         match order {
             PoolerOrder::ReadFiles => {
-                let root = self.config.ini.clone();
-                self.disk.run(move || ini_files::read_all(&root)).await.map(Outcome::Files)
+                let (root, cwd) = (self.config.ini.clone(), self.config.cwd());
+                self.disk.run(move || ini_files::read_all(&root, &cwd)).await.map(Outcome::Files)
             }
             PoolerOrder::Look => self.console.look().await.map(Outcome::Console).map_err(|e| e.to_string()),
             PoolerOrder::Write { files, keep_rejected } => {

@@ -32,6 +32,8 @@ struct Debts {
 struct GoodIndex {
     pooler: String,
     root: String,
+    /// Folder that relative includes are taken from.
+    cwd: String,
     /// Original path -> name of the copy in this folder.
     parts: BTreeMap<String, String>,
 }
@@ -124,8 +126,12 @@ impl Notes {
     pub fn keep_good(&self, files: &Files) -> Result<(), String> {
         files::private_folder(&self.good).map_err(|e| e.to_string())?;
         let taken = self.read_index().ok().flatten().map(|index| index.parts).unwrap_or_default();
-        let mut index =
-            GoodIndex { pooler: self.pooler.clone(), root: files.root.clone(), parts: BTreeMap::new() };
+        let mut index = GoodIndex {
+            pooler: self.pooler.clone(),
+            root: files.root.clone(),
+            cwd: files.cwd.clone(),
+            parts: BTreeMap::new(),
+        };
         for (path, content) in &files.parts {
             let name = self.copy_name(path, |name| {
                 taken.values().any(|t| t == name) || index.parts.values().any(|t| t == name)
@@ -195,7 +201,7 @@ pub fn load(state_dir: &Path, restored: &mut Restored, problems: &mut Vec<String
 
 fn load_good(folder: &Path) -> Result<Option<(String, Files)>, String> {
     let Some(index) = read_json_or_set_aside::<GoodIndex>(&folder.join(INDEX))? else { return Ok(None) };
-    let mut good = Files { root: index.root, parts: BTreeMap::new() };
+    let mut good = Files { root: index.root, cwd: index.cwd, parts: BTreeMap::new() };
     for (path, copy) in index.parts {
         let content =
             files::read(&folder.join(copy)).map_err(|e| format!("the last good files are lost: {e}"))?;
