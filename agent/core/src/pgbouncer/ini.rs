@@ -11,6 +11,7 @@ use super::connstr::{ConnString, Edit, atoi, write_value};
 use super::document::{Document, ItemKind, is_key_byte};
 use super::problem::{IniErrors, Problem, ProblemKind};
 use super::reading::{Reading, Section, check_known_name};
+pub use crate::topology::Endpoint;
 
 /// The port of an entry that names none.
 const DEFAULT_PORT: i32 = 5432;
@@ -30,15 +31,6 @@ const WITHOUT_DEFAULT: [&str; 11] = [
     "user",
     "verbose",
 ];
-
-/// Where a database is to lead.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Endpoint {
-    /// A host name, an address, a socket directory, or several of them with commas.
-    pub host: String,
-    /// The port.
-    pub port: u16,
-}
 
 /// An entry of `[databases]`, as PgBouncer takes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
