@@ -90,8 +90,8 @@ pub fn pool(
         if decision.target.is_none() {
             return down(decision.reason.rule, format!("{entry}: {}", decision.reason.text));
         }
-        let row = |database: &str| pooler.console.last()?.databases.iter().find(|row| row.name == database);
-        if let Some(paused) = pooler.databases_of(entry).find(|d| row(d).is_some_and(|row| row.paused)) {
+        let is_paused = |database: &&str| pooler.row(database).is_some_and(|row| row.paused);
+        if let Some(paused) = pooler.databases_of(entry).into_iter().find(is_paused) {
             return down(Rule::VerifyLinks, format!("{paused} is paused"));
         }
         if !pooler.is_verified(entry, decision, now) {

@@ -133,7 +133,10 @@ impl Agent {
                 links,
                 stale_links: u32::try_from(stale.len()).unwrap_or(u32::MAX),
                 verified: decision.is_some_and(|d| pooler.is_verified(entry, d, now)),
-                paused: pooler.databases_of(entry).any(|db| row(db).is_some_and(|row| row.paused)),
+                paused: pooler
+                    .databases_of(entry)
+                    .iter()
+                    .any(|db| pooler.row(db).is_some_and(|row| row.paused)),
             }
         };
         config.routes.iter().map(route).collect()

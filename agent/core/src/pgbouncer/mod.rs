@@ -23,3 +23,4 @@ pub mod pools;
 pub mod problem;
 mod reading;
 pub mod reconcile;
+pub mod seen;

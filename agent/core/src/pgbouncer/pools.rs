@@ -1,9 +1,10 @@
 //! What we know of one PgBouncer process: the files on disk, what it has loaded, where its links go, and the work that
 //! is under way.
 
-use super::console::ConsoleView;
+use super::console::LoadedDatabase;
 use super::disk::Disk;
 use super::ini::Files;
+use super::seen::Seen;
 use crate::desired::{Decision, Target};
 use crate::effect::{EffectId, PoolerOrder};
 use crate::event::Outcome;
@@ -83,7 +84,7 @@ pub struct Pooler {
     /// Why they could not be read last time.
     pub disk_failed: Option<String>,
     /// The console.
-    pub console: Fact<ConsoleView>,
+    pub console: Fact<Seen>,
     /// Why it did not answer last time.
     pub console_failed: Option<String>,
     /// The order under way.
@@ -204,7 +205,7 @@ impl Pooler {
         self.look_due = now + LOOK_PAUSE;
         match outcome {
             Outcome::Console(view) => {
-                self.console.learn(view, started);
+                self.console.learn(Seen::from(view), started);
                 self.console_failed = None;
             }
             Outcome::Failed { why } => {
@@ -274,24 +275,36 @@ impl Pooler {
         if entry == "*" {
             return self.star_loaded.clone();
         }
-        let row = self.console.last()?.databases.iter().find(|row| row.name == entry)?;
+        let row = self.console.last()?.databases.get(entry)?;
         Some(Endpoint { host: row.host.clone()?, port: row.port })
     }
 
     /// Databases that an entry serves: itself, or what was opened through `*`.
-    pub fn databases_of<'a>(&'a self, entry: &'a str) -> impl Iterator<Item = &'a str> + 'a {
-        let rows = self.console.last().into_iter().flat_map(|view| view.databases.iter());
-        let named = move |name: &str| self.disk.last().is_some_and(|disk| disk.entries.contains_key(name));
-        rows.map(|row| row.name.as_str()).filter(move |name| *name == entry || (entry == "*" && !named(name)))
+    pub fn databases_of(&self, entry: &str) -> Vec<&str> {
+        let Some(seen) = self.console.last() else { return Vec::new() };
+        if entry != "*" {
+            return seen.databases.get_key_value(entry).map(|(name, _)| name.as_str()).into_iter().collect();
+        }
+        let is_named = |name: &str| self.disk.last().is_some_and(|disk| disk.places.contains_key(name));
+        seen.databases.keys().map(String::as_str).filter(|name| !is_named(name)).collect()
+    }
+
+    /// The row of a loaded database.
+    pub fn row(&self, database: &str) -> Option<&LoadedDatabase> {
+        self.console.last()?.databases.get(database)
     }
 
     /// Server links of an entry, and those of them that lead neither to its target nor to where links may stay.
     pub fn links(&self, entry: &str, target: &Target) -> (u32, Vec<Endpoint>) {
         let Some(view) = self.console.last() else { return (0, Vec::new()) };
-        let databases: Vec<&str> = self.databases_of(entry).collect();
+        let databases = self.databases_of(entry);
+        let links = || databases.iter().flat_map(|database| view.links_of(database));
+        if links().next().is_none() {
+            return (0, Vec::new());
+        }
         let allowed = allowed_addresses(view, target);
         let (mut count, mut stale) = (0, Vec::new());
-        for link in view.servers.iter().filter(|link| databases.contains(&link.database.as_str())) {
+        for link in links() {
             count += 1;
             let here = allowed.iter().any(|(host, port)| *port == link.port && same_host(host, &link.addr));
             if !here {
@@ -345,7 +358,7 @@ pub const LOOK_PAUSE: Duration = Duration::from_secs(1);
 const FILES_PAUSE: Duration = Duration::from_secs(10);
 
 /// Addresses and ports at which links of the target may end: names are taken as PgBouncer resolved them.
-fn allowed_addresses(view: &ConsoleView, target: &Target) -> Vec<(String, u16)> {
+fn allowed_addresses(view: &Seen, target: &Target) -> Vec<(String, u16)> {
     let listed = target.endpoint.host.split(',').map(|host| (host, target.endpoint.port));
     let tolerated = target.tolerated.iter().map(|e| (e.host.as_str(), e.port));
     let mut allowed = Vec::new();

@@ -283,10 +283,9 @@ fn ladder(
 fn stale_databases(pooler: &Pooler, entry: &str, stale: &[Endpoint]) -> Vec<String> {
     let Some(view) = pooler.console.last() else { return Vec::new() };
     let is_stale = |database: &str| {
-        let mut links = view.servers.iter().filter(|l| l.database == database);
-        links.any(|l| stale.iter().any(|e| e.host == l.addr && e.port == l.port))
+        view.links_of(database).iter().any(|l| stale.iter().any(|e| e.host == l.addr && e.port == l.port))
     };
-    pooler.databases_of(entry).filter(|d| is_stale(d)).map(ToString::to_string).collect()
+    pooler.databases_of(entry).into_iter().filter(|d| is_stale(d)).map(Into::into).collect()
 }
 
 fn keep_good(pooler: &Pooler, decisions: &Decisions, now: Time) -> Option<(PoolerOrder, Reason)> {
@@ -322,7 +321,7 @@ pub fn take_notes(pooler: &mut Pooler, decisions: &Decisions, now: Time) {
         } else {
             pooler.ladders.remove(entry);
             if entry == "*" {
-                let opened: Vec<String> = pooler.databases_of(entry).map(ToString::to_string).collect();
+                let opened: Vec<String> = pooler.databases_of(entry).into_iter().map(Into::into).collect();
                 pooler.ladders.retain(|database, _| !opened.contains(database));
             }
         }
@@ -362,9 +361,9 @@ fn judge_reload(pooler: &mut Pooler, decisions: &Decisions, now: Time) {
 /// Clients that wait and no link that would serve them: the mark may still be there.
 fn has_waiting(pooler: &Pooler, entry: &str) -> bool {
     let Some(view) = pooler.console.last() else { return false };
-    pooler.databases_of(entry).any(|database| {
+    pooler.databases_of(entry).into_iter().any(|database| {
         let waits = view.waiting.get(database).is_some_and(|n| *n > 0);
-        waits && !view.servers.iter().any(|l| l.database == database && l.state != "login")
+        waits && !view.links_of(database).iter().any(|link| link.state != "login")
     })
 }
 
