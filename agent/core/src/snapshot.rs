@@ -116,8 +116,6 @@ impl Agent {
             let decision = decisions.get(entry);
             let target = decision.and_then(|d| d.target.as_ref());
             let (links, stale) = target.map_or((0, Vec::new()), |t| pooler.links(entry, t));
-            let row =
-                |db: &str| pooler.console.last().and_then(|v| v.databases.iter().find(|row| row.name == db));
             RouteStatus {
                 database: entry.clone(),
                 to: route.to,

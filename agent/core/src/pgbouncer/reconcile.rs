@@ -13,7 +13,7 @@ use crate::time::{Human, Time};
 use crate::topology::Endpoint;
 use alloc::collections::BTreeMap;
 use alloc::format;
-use alloc::string::{String, ToString};
+use alloc::string::String;
 use alloc::vec::Vec;
 use core::time::Duration;
 
