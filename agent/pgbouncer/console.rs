@@ -27,7 +27,7 @@ pub fn set(key: &str, value: &str) -> String {
 
 /// A name as the console reads it. Its buffer holds 63 bytes, quotes included: a long plain name goes without.
 fn quoted(name: &str) -> String {
-    let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_';
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b == b'_';
     if !name.is_empty() && name.bytes().all(plain) {
         name.into()
     } else {
@@ -226,7 +226,7 @@ mod tests {
     #[test]
     fn names_are_quoted_where_the_console_needs_it() {
         assert_eq!(about("KILL", "app_1"), "KILL app_1");
-        assert_eq!(about("KILL", "App"), "KILL \"App\"");
+        assert_eq!(about("KILL", "App"), "KILL App", "case is kept, with quotes or without");
         assert_eq!(about("KILL", "a-b.c*"), "KILL \"a-b.c*\"");
         assert_eq!(about("KILL", "a\"; SHUTDOWN; \""), "KILL \"a\"\"; SHUTDOWN; \"\"\"");
         assert_eq!(about("KILL", ""), "KILL \"\"");
