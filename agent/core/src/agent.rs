@@ -250,6 +250,12 @@ impl Agent {
             );
         }
         self.poolers = poolers;
+        // The shell replaced its workers: what was asked of the old ones will not be answered.
+        self.pending.clear();
+        self.schedule = Schedule::default();
+        for pooler in self.poolers.values_mut() {
+            pooler.start_over(self.now);
+        }
         self.config = config;
         self.recorder.say(self.now, "config", &self.config.node, "a new configuration is in force");
     }

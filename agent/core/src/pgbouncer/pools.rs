@@ -264,19 +264,33 @@ impl Pooler {
         }
     }
 
+    /// Nothing is under way any more; whatever was, is found out by looking.
+    pub fn start_over(&mut self, now: Time) {
+        self.in_flight = None;
+        self.files_due = now;
+        self.look_soon(now);
+    }
+
     /// Something was changed: what we saw of the console before is history.
     fn look_soon(&mut self, now: Time) {
         self.look_due = now;
         self.look_pause = FIRST_LOOK;
     }
 
-    /// What an entry leads to as loaded by PgBouncer.
+    /// What an entry leads to as loaded by PgBouncer. `*` itself is not listed: what was opened through it follows each
+    /// RELOAD, so those databases tell; while there is none, our last RELOAD does.
     pub fn loaded(&self, entry: &str) -> Option<Endpoint> {
-        if entry == "*" {
-            return self.star_loaded.clone();
+        let endpoint = |row: &LoadedDatabase| Some(Endpoint { host: row.host.clone()?, port: row.port });
+        if entry != "*" {
+            return endpoint(self.row(entry)?);
         }
-        let row = self.console.last()?.databases.get(entry)?;
-        Some(Endpoint { host: row.host.clone()?, port: row.port })
+        let mut opened = self.databases_of("*").into_iter().filter_map(|database| self.row(database));
+        match opened.next() {
+            None => self.star_loaded.clone(),
+            Some(first) => {
+                opened.all(|row| row.host == first.host && row.port == first.port).then(|| endpoint(first))?
+            }
+        }
     }
 
     /// Databases that an entry serves: itself, or what was opened through `*`.
