@@ -1,7 +1,9 @@
-//! The grammar of `pgbouncer.ini`: our reading equals that of the real PgBouncer, before and after our rewrite.
+//! The grammar of `pgbouncer.ini`: our reading equals that of the real PgBouncer, before and after our
+//! rewrite.
 //!
-//! The inputs are the cases of `tests/golden/ini`, and random files (`PGBOUNCER_INI_FILES=2000` for more of them, and
-//! `PGBOUNCER_INI_SEED` for others). Needs PgBouncer 1.18 or later; `PGBOUNCER` names another one than that of `PATH`.
+//! The inputs are the cases of `tests/golden/ini`, and random files (`PGBOUNCER_INI_FILES=2000` for more of
+//! them, and `PGBOUNCER_INI_SEED` for others). Needs PgBouncer 1.18 or later; `PGBOUNCER` names another one
+//! than that of `PATH`.
 
 #[path = "../golden/ini/case.rs"]
 mod case;
@@ -25,7 +27,8 @@ use case::Case;
 /// Nothing here takes a hundredth of it; it is for a machine that is busy with something else.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// A PgBouncer of our own. It listens on a unix socket in its own folder only, so there is no port to collide on.
+/// A PgBouncer of our own. It listens on a unix socket in its own folder only, so there is no port to collide
+/// on.
 struct Bouncer {
     dir: tempfile::TempDir,
     process: Child,
@@ -99,8 +102,9 @@ fn command(dir: &str) -> Command {
     command
 }
 
-/// Writes the files with the settings that this test needs put behind each `[pgbouncer]`: a second header would
-/// bring the defaults back. What follows on the header's line continues on the next one, which means the same.
+/// Writes the files with the settings that this test needs put behind each `[pgbouncer]`: a second header
+/// would bring the defaults back. What follows on the header's line continues on the next one, which means
+/// the same.
 fn write(files: &Files, dir: &str) {
     let ours = format!(
         "\nlisten_addr =\nunix_socket_dir = {dir}\nlisten_port = 6432\nauth_type = trust\nauth_file = {dir}/users\n\
@@ -220,8 +224,8 @@ async fn golden_cases() {
     }
 }
 
-/// Pieces from which files are made that PgBouncer takes more often than not. Parameters are real ones: which exist
-/// depends on the version, and we leave that to PgBouncer.
+/// Pieces from which files are made that PgBouncer takes more often than not. Parameters are real ones: which
+/// exist depends on the version, and we leave that to PgBouncer.
 const PIECES: [&str; 44] = [
     "\n",
     "\n",
@@ -281,7 +285,8 @@ impl Numbers {
 
     fn text(&mut self, pieces: usize) -> Vec<u8> {
         let text: String = (0..self.below(pieces)).map(|_| PIECES[self.below(PIECES.len())]).collect();
-        // Latin-1, as an old file might be; but in comments only, tokio-postgres cannot show other bytes than UTF-8.
+        // Latin-1, as an old file might be; but in comments only, tokio-postgres cannot show other bytes than
+        // UTF-8.
         text.chars().map(|c| c as u8).collect()
     }
 }

@@ -1,5 +1,5 @@
-//! `ini/<case>`: the files of `in/` and the endpoints of `want.toml` give the files of `out/`: those that change, and
-//! `report.txt` with what was found. `tests/contract` starts a real PgBouncer on the same cases.
+//! `ini/<case>`: the files of `in/` and the endpoints of `want.toml` give the files of `out/`: those that
+//! change, and `report.txt` with what was found. `tests/contract` starts a real PgBouncer on the same cases.
 
 pub mod case;
 

@@ -1,7 +1,8 @@
 //! Golden tests: files in, files out.
 //!
-//! A case is a folder; what the code makes of its input is compared, byte for byte, with what the folder holds. After
-//! a wanted change run `UPDATE_GOLDEN=1 cargo test --test golden` and read the diff before it is committed.
+//! A case is a folder; what the code makes of its input is compared, byte for byte, with what the folder
+//! holds. After a wanted change run `UPDATE_GOLDEN=1 cargo test --test golden` and read the diff before it is
+//! committed.
 
 mod ini;
 

@@ -18,12 +18,13 @@ pub struct Problem {
 }
 
 impl Problem {
-    /// Whether this stops [`Files::retarget`](super::ini::Files::retarget). What does not, depends on PgBouncer's
-    /// version or does no harm to the other databases.
+    /// Whether this stops [`Files::retarget`](super::ini::Files::retarget). What does not, depends on
+    /// PgBouncer's version or does no harm to the other databases.
     pub fn is_fatal(&self) -> bool {
         match &self.kind {
             ProblemKind::QuotedName | ProblemKind::UnknownSection => false,
-            // PgBouncer reads the value of `*` when a client asks for a database that has no entry of its own.
+            // PgBouncer reads the value of `*` when a client asks for a database that has no entry of its
+            // own.
             ProblemKind::ConnString { entry, .. } | ProblemKind::NoPort { entry } => entry != "*",
             _ => true,
         }

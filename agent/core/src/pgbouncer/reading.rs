@@ -1,4 +1,5 @@
-//! All files of a configuration in the order in which PgBouncer comes to their items, and what it would refuse.
+//! All files of a configuration in the order in which PgBouncer comes to their items, and what it would
+//! refuse.
 
 use alloc::borrow::ToOwned;
 use alloc::collections::BTreeMap;
