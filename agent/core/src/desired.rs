@@ -21,6 +21,9 @@ pub struct Target {
     pub endpoint: Endpoint,
     /// Endpoints to which existing links may stay, though the entry does not name them.
     pub tolerated: Vec<Endpoint>,
+    /// Endpoints to which links ought not to lead, but from which nobody is cut: a read that ends by itself on a running
+    /// member does no harm.
+    pub spared: Vec<Endpoint>,
 }
 
 /// What is decided for one route.
@@ -288,13 +291,26 @@ impl<'a> ClusterPlan<'a> {
             members,
             endpoint: Endpoint { host: hosts.join(","), port },
             tolerated: fit.iter().map(|(_, e)| e.clone()).collect(),
+            spared: self
+                .view
+                .topology
+                .members
+                .values()
+                .filter(|m| m.is_running())
+                .filter_map(|m| m.endpoint.clone())
+                .collect(),
         };
         Decision { target: Some(target), reason: Reason::new(Rule::EligibleReplica, text) }
     }
 }
 
 fn one(name: &str, endpoint: &Endpoint) -> Target {
-    Target { members: [name.to_string()].into(), endpoint: endpoint.clone(), tolerated: Vec::new() }
+    Target {
+        members: [name.to_string()].into(),
+        endpoint: endpoint.clone(),
+        tolerated: Vec::new(),
+        spared: Vec::new(),
+    }
 }
 
 /// The newest timeline that the leader is known to be on.

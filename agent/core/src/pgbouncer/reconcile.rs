@@ -20,8 +20,11 @@ use core::time::Duration;
 /// Decisions by entry.
 pub type Decisions = BTreeMap<String, Decision>;
 
-/// A lowered `server_login_retry` is given back after this at the latest: a target that is away would be hammered.
-const LONGEST_BORROW: Duration = Duration::from_secs(10);
+/// A lowered `server_login_retry` is given back after its own value at the latest, but never later than this: a target
+/// that is away would be hammered.
+const LONGEST_BORROW: Duration = Duration::from_secs(30);
+/// Slack on top of it.
+const BORROW_SLACK: Duration = Duration::from_secs(1);
 /// Links close when they are released; only those that stay longer are worth a RECONNECT.
 const RECONNECT_AFTER: Duration = Duration::from_millis(200);
 
@@ -197,15 +200,12 @@ fn lower_login_retry(
         return None;
     }
     let in_force = pooler.borrowed.is_some() && !pooler.borrow_undone;
-    let fresh_move = pooler.moved.values().any(|at| now.since(*at) < LONGEST_BORROW);
-    if in_force || !fresh_move {
-        return None;
-    }
     let value = match &pooler.borrowed {
         Some((value, _)) => value.clone(),
         None => pooler.disk.last().map(|disk| disk.login_retry.clone())?,
     };
-    if is_zero(&value) {
+    let fresh_move = pooler.moved.values().any(|at| now.since(*at) < borrow_time(&value));
+    if in_force || !fresh_move || borrow_time(&value).is_zero() {
         return None;
     }
     let text = "moved pools may carry a failed-login mark, which only a login clears";
@@ -217,17 +217,25 @@ fn unloaded_but_for_looking(pooler: &Pooler, decisions: &Decisions) -> bool {
     pooler.reload_unseen || unloaded(pooler, decisions).is_empty()
 }
 
-fn is_zero(value: &str) -> bool {
-    value.trim().parse::<f64>().is_ok_and(|n| n == 0.0)
+/// How long a lowered value is needed: a mark that was set before the move makes a pool wait for no longer than the value
+/// itself (in seconds), counted from its last attempt. Idle clients have nobody waiting for them, so a verified route is
+/// no reason to give it back sooner. Zero: it need not be lowered.
+fn borrow_time(value: &str) -> Duration {
+    match value.trim().parse::<f64>() {
+        Ok(seconds) if seconds <= 0.0 => Duration::ZERO,
+        Ok(seconds) if seconds < LONGEST_BORROW.as_secs_f64() => {
+            Duration::from_secs_f64(seconds) + BORROW_SLACK
+        }
+        _ => LONGEST_BORROW,
+    }
 }
 
 fn return_login_retry(pooler: &Pooler, now: Time) -> Option<(PoolerOrder, Reason)> {
     let (value, since) = pooler.borrowed.as_ref()?;
-    let over = now.since(*since) >= LONGEST_BORROW;
-    if !pooler.moved.is_empty() && !over {
+    if now.since(*since) < borrow_time(value) {
         return None;
     }
-    let text = if over { "it was lowered for long enough" } else { "every moved route is verified" };
+    let text = "marks of before the move cannot hold anybody up any more";
     Some((PoolerOrder::ReturnLoginRetry { value: value.clone() }, Reason::new(Rule::LoginRetry, text)))
 }
 
@@ -265,7 +273,8 @@ fn ladder(
                 return Some((PoolerOrder::Reconnect { database }, Reason::new(Rule::StaleLadder, text)));
             }
             let last = ladder.cut.unwrap_or(since);
-            if ladder.reconnected.is_some() && now.since(last) >= stale_after {
+            let stale: Vec<Endpoint> = stale.iter().filter(|e| !target.spared.contains(e)).cloned().collect();
+            if ladder.reconnected.is_some() && now.since(last) >= stale_after && !stale.is_empty() {
                 let text = format!(
                     "{} links of {database} still lead to {} after {}",
                     stale.len(),
