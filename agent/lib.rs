@@ -1,6 +1,8 @@
-//! The shell of pgsquire: it asks the world, and does what the core orders.
+//! The shell of pgsquire: it asks the world, and does what the core orders. `app` spawns, `driver` is the loop, every
+//! other room has one neighbour.
 
 pub mod clock;
+pub mod config;
 pub mod dcs;
 pub mod files;
 pub mod patroni;

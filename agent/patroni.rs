@@ -70,8 +70,10 @@ fn begin(
     client: &mut Option<Client>,
     order: Order,
 ) -> Result<(Client, String, String), String> {
-    let Order::AskMember { member, url, .. } = order else {
-        return Err(format!("this is no order for Patroni's members: {order:?}"));
+    let (member, url) = match order {
+        Order::AskMember { member, url, .. } => (member, url),
+        Order::AskLocalPatroni { url } => ("on this host".into(), url),
+        order => return Err(format!("this is no order for Patroni's members: {order:?}")),
     };
     let ready = match client.take() {
         Some(client) => client,

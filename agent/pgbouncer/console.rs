@@ -3,6 +3,7 @@
 
 use crate::session::{Kept, Rows, SessionError, Target, column};
 use pgsquire_core::pgbouncer::console::{ConsoleView, LoadedDatabase, ServerLink};
+use pgsquire_core::topology::Endpoint;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
@@ -107,6 +108,33 @@ impl Console {
             if databases.iter().any(needs_resolver) { self.resolved().await? } else { BTreeMap::new() };
         let version = self.version().await?;
         Ok(ConsoleView { version, databases, servers, waiting, login_retry, resolved })
+    }
+
+    /// Cuts the clients that hold server links of the database to one of these endpoints. `false`: this version (before
+    /// 1.24) cannot cut a single client.
+    ///
+    /// # Errors
+    /// When the console refuses or has no answer.
+    pub async fn cut_clients(&mut self, database: &str, stale: &[Endpoint]) -> Result<bool, SessionError> {
+        if self.version().await? < (1, 24) {
+            return Ok(false);
+        }
+        let servers = self.run("SHOW SERVERS").await?;
+        let is_stale = |row: &&Row| {
+            let link = server(row);
+            link.database == database && stale.iter().any(|e| e.host == link.addr && e.port == link.port)
+        };
+        let held: Vec<String> = servers.iter().filter(is_stale).map(|row| text(row, "link")).collect();
+        let clients = self.run("SHOW CLIENTS").await?;
+        for client in clients.iter().filter(|row| held.contains(&text(row, "ptr"))) {
+            let command = format!("KILL_CLIENT {}", text(client, "id"));
+            match self.run(&command).await {
+                // It left by itself meanwhile.
+                Ok(_) | Err(SessionError::Refused { .. }) => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(true)
     }
 
     async fn databases(&mut self) -> Result<Vec<LoadedDatabase>, SessionError> {

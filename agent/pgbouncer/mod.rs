@@ -15,6 +15,7 @@ use console::Console;
 use notes::Notes;
 use pgsquire_core::effect::{Effect, Order, PoolerOrder};
 use pgsquire_core::event::{Event, Outcome};
+use pgsquire_core::topology::Endpoint;
 use std::path::{Path, PathBuf};
 use tokio::sync::mpsc::{Receiver, Sender};
 use tokio_util::sync::CancellationToken;
@@ -121,7 +122,7 @@ impl Worker {
                 self.console.find(&database).await.map_err(|e| e.to_string())?;
                 self.command(console::about("RECONNECT", &database)).await
             }
-            PoolerOrder::Cut { database } => self.cut(database).await,
+            PoolerOrder::Cut { database, stale } => self.cut(database, &stale).await,
             PoolerOrder::Resume { database } => self.resume(database).await,
         }
     }
@@ -140,7 +141,10 @@ impl Worker {
 
     /// KILL leaves the database paused. A pause that somebody else put there stays; every other ends here, also when
     /// KILL has no answer or a bad one, because it may have worked all the same.
-    async fn cut(&mut self, database: String) -> Result<Outcome, String> {
+    async fn cut(&mut self, database: String, stale: &[Endpoint]) -> Result<Outcome, String> {
+        if self.console.cut_clients(&database, stale).await.map_err(|e| e.to_string())? {
+            return Ok(Outcome::Done);
+        }
         let was_paused = self.console.find(&database).await.map_err(|e| e.to_string())?.paused;
         let notes = Notes::new(&self.config.state_dir, &self.config.pooler);
         let name = database.clone();

@@ -3,6 +3,7 @@
 use crate::pgbouncer::ini::Files;
 use crate::rule::Reason;
 use crate::time::Time;
+use crate::topology::Endpoint;
 use crate::wal::Term;
 use alloc::collections::BTreeMap;
 use alloc::string::String;
@@ -40,6 +41,11 @@ pub enum Order {
         cluster: String,
         /// Name of the member.
         member: String,
+        /// Base address of its API.
+        url: String,
+    },
+    /// `GET /primary` of the Patroni on this host.
+    AskLocalPatroni {
         /// Base address of its API.
         url: String,
     },
@@ -99,10 +105,13 @@ pub enum PoolerOrder {
         /// The database.
         database: String,
     },
-    /// Note the database in the state folder, `KILL` it, `RESUME` it, drop the note.
+    /// Cut clients off server links that lead to these endpoints: `KILL_CLIENT` where the version has it (1.24), else
+    /// note the database in the state folder, `KILL` it, `RESUME` it, drop the note.
     Cut {
         /// The database.
         database: String,
+        /// Where the links lead that must go.
+        stale: Vec<Endpoint>,
     },
     /// `RESUME database`, drop the note: an earlier cut did not come to its end.
     Resume {
@@ -132,7 +141,10 @@ impl fmt::Display for PoolerOrder {
             PoolerOrder::BorrowLoginRetry { value } => write!(f, "SET server_login_retry = 0 (was {value})"),
             PoolerOrder::ReturnLoginRetry { value } => write!(f, "SET server_login_retry = {value}"),
             PoolerOrder::Reconnect { database } => write!(f, "RECONNECT {database}"),
-            PoolerOrder::Cut { database } => write!(f, "KILL {database}, RESUME {database}"),
+            PoolerOrder::Cut { database, stale } => {
+                write!(f, "cut links of {database} to ")?;
+                stale.iter().take(1).try_for_each(|e| write!(f, "{e}"))
+            }
             PoolerOrder::Resume { database } => write!(f, "RESUME {database}"),
         }
     }

@@ -19,8 +19,6 @@ pub enum Event {
     Tick,
     /// A new configuration was read and found valid.
     Configured(Config),
-    /// State of an earlier run was found on disk (at most once, before everything else).
-    Restored(Restored),
     /// All keys of a cluster were read from its store.
     StoreRead {
         /// Name of the cluster.

@@ -8,17 +8,21 @@
 
 extern crate alloc;
 
-<<<<<<< HEAD
+pub mod agent;
 pub mod config;
+pub mod desired;
 pub mod effect;
 pub mod event;
+pub mod health;
+pub mod leader;
+pub mod observed;
 pub mod patroni;
 pub mod pgbouncer;
+pub mod questions;
+pub mod recorder;
 pub mod rule;
+pub mod snapshot;
 pub mod status;
 pub mod time;
 pub mod topology;
 pub mod wal;
-=======
-pub mod pgbouncer;
->>>>>>> ini

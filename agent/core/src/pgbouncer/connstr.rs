@@ -1,8 +1,9 @@
 //! The value of one `[databases]` entry: `key=value key='it''s'`.
 //!
-//! PgBouncer's reader differs from libpq's: only the space separates (a tab is part of a value), a quote counts only
-//! at the beginning of a value and is doubled inside, there is no backslash, and the byte after a closing quote is
-//! dropped whatever it is. Unknown parameters are kept: which ones exist depends on PgBouncer's version.
+//! PgBouncer's reader differs from libpq's: only the space separates (a tab is part of a value), a quote
+//! counts only at the beginning of a value and is doubled inside, there is no backslash, and the byte after a
+//! closing quote is dropped whatever it is. Unknown parameters are kept: which ones exist depends on
+//! PgBouncer's version.
 
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -71,8 +72,8 @@ impl ConnString {
         self.params.iter().map(|p| (p.key.as_slice(), p.value.as_slice()))
     }
 
-    /// The least edits after which `host` and `port` are these: every occurrence is set (PgBouncer takes the last),
-    /// what is not there is added at the end, what is right already stays.
+    /// The least edits after which `host` and `port` are these: every occurrence is set (PgBouncer takes the
+    /// last), what is not there is added at the end, what is right already stays.
     pub(crate) fn point_to(&self, host: &str, port: u16) -> Vec<Edit> {
         let mut edits = Vec::new();
         let mut added = String::new();

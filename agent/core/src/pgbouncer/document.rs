@@ -1,8 +1,9 @@
 //! One configuration file: its bytes, and where the things PgBouncer reads stand in them.
 //!
-//! PgBouncer reads its file as a stream, not line by line: after the `]` of a section header it goes on reading on
-//! the same line, so `[databases] app = host=a` is a header and an entry. The reader here does the same, therefore
-//! both see the same entries. It only notes places; the bytes stay as they are, which is what makes an edit lossless.
+//! PgBouncer reads its file as a stream, not line by line: after the `]` of a section header it goes on
+//! reading on the same line, so `[databases] app = host=a` is a header and an entry. The reader here does the
+//! same, therefore both see the same entries. It only notes places; the bytes stay as they are, which is what
+//! makes an edit lossless.
 
 use alloc::vec::Vec;
 use core::fmt;

@@ -1,4 +1,5 @@
-//! All files of one PgBouncer configuration: reading it as PgBouncer does, and leading its databases elsewhere.
+//! All files of one PgBouncer configuration: reading it as PgBouncer does, and leading its databases
+//! elsewhere.
 
 use alloc::borrow::ToOwned;
 use alloc::collections::{BTreeMap, BTreeSet};
@@ -11,12 +12,13 @@ use super::connstr::{ConnString, Edit, atoi, write_value};
 use super::document::{Document, ItemKind, is_key_byte};
 use super::problem::{IniErrors, Problem, ProblemKind};
 use super::reading::{Reading, Section, check_known_name};
+pub use crate::topology::Endpoint;
 
 /// The port of an entry that names none.
 const DEFAULT_PORT: i32 = 5432;
 
-/// The parameters without a default. Each `[pgbouncer]` header puts all parameters back to their defaults, so what
-/// an earlier `[pgbouncer]` section said is lost, but for these.
+/// The parameters without a default. Each `[pgbouncer]` header puts all parameters back to their defaults, so
+/// what an earlier `[pgbouncer]` section said is lost, but for these.
 const WITHOUT_DEFAULT: [&str; 11] = [
     "auth_dbname",
     "auth_file",
@@ -30,15 +32,6 @@ const WITHOUT_DEFAULT: [&str; 11] = [
     "user",
     "verbose",
 ];
-
-/// Where a database is to lead.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Endpoint {
-    /// A host name, an address, a socket directory, or several of them with commas.
-    pub host: String,
-    /// The port.
-    pub port: u16,
-}
 
 /// An entry of `[databases]`, as PgBouncer takes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -80,13 +73,14 @@ impl Entry {
     }
 }
 
-/// The files of one configuration. The shell reads them: it puts in the main file, and then what [`Files::missing`]
-/// asks for until that is empty or cannot be read.
+/// The files of one configuration. The shell reads them: it puts in the main file, and then what
+/// [`Files::missing`] asks for until that is empty or cannot be read.
 #[derive(Clone, PartialEq, Eq, Default)]
 pub struct Files {
     /// The path of the main file, a key of `parts`.
     pub root: String,
-    /// PgBouncer's working directory: that, and not the main file's folder, is where it looks for included files.
+    /// PgBouncer's working directory: that, and not the main file's folder, is where it looks for included
+    /// files.
     pub cwd: String,
     /// The bytes of each file by its resolved path.
     pub parts: BTreeMap<String, Vec<u8>>,
@@ -132,8 +126,9 @@ impl Files {
         entries.collect()
     }
 
-    /// The value of a parameter of `[pgbouncer]` in effect after a start; none means PgBouncer's default.
-    /// (A RELOAD differs: it does not touch what needs a restart, nor what has no default and is no longer there.)
+    /// The value of a parameter of `[pgbouncer]` in effect after a start; none means PgBouncer's default. (A
+    /// RELOAD differs: it does not touch what needs a restart, nor what has no default and is no longer
+    /// there.)
     pub fn setting(&self, name: &str) -> Option<String> {
         let docs = self.documents();
         let mut found = None;
@@ -157,10 +152,10 @@ impl Files {
 
     /// Leads the named entries to their endpoints. Returns the new bytes of the files that change, by path.
     ///
-    /// Only `host` and `port` of these entries change. All entries of one name are set, though PgBouncer takes the
-    /// last: entries that contradict each other make it drop server connections on each RELOAD. A name without entry
-    /// gets one after the last entry of the main file's last `[databases]` section; without such a section, one is
-    /// added at the end.
+    /// Only `host` and `port` of these entries change. All entries of one name are set, though PgBouncer
+    /// takes the last: entries that contradict each other make it drop server connections on each RELOAD. A
+    /// name without entry gets one after the last entry of the main file's last `[databases]` section;
+    /// without such a section, one is added at the end.
     ///
     /// Nothing is changed if there is a fatal problem: what PgBouncer would not load, we do not build upon.
     pub fn retarget(
@@ -260,7 +255,8 @@ impl fmt::Debug for Files {
     }
 }
 
-/// Whether this can be one host of a list: a name, an address, or a socket directory (`@` for an abstract one).
+/// Whether this can be one host of a list: a name, an address, or a socket directory (`@` for an abstract
+/// one).
 fn is_host(host: &str) -> bool {
     if host.starts_with(['/', '@']) {
         return !host.contains(char::is_control);

@@ -11,9 +11,16 @@
 //!        ├─ setting()  the value of one [pgbouncer] parameter
 //!        └─ retarget() the files' new bytes; nothing but `host` and `port` of routed entries differs
 //! ```
+//!
+//! [`console`] is what its admin console says, [`pools`] what we know of one process, [`reconcile`] what is done next.
 
 pub mod connstr;
+pub mod console;
+pub mod disk;
 pub mod document;
 pub mod ini;
+pub mod pools;
 pub mod problem;
 mod reading;
+pub mod reconcile;
+pub mod seen;

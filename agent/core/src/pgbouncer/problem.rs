@@ -18,12 +18,13 @@ pub struct Problem {
 }
 
 impl Problem {
-    /// Whether this stops [`Files::retarget`](super::ini::Files::retarget). What does not, depends on PgBouncer's
-    /// version or does no harm to the other databases.
+    /// Whether this stops [`Files::retarget`](super::ini::Files::retarget). What does not, depends on
+    /// PgBouncer's version or does no harm to the other databases.
     pub fn is_fatal(&self) -> bool {
         match &self.kind {
             ProblemKind::QuotedName | ProblemKind::UnknownSection => false,
-            // PgBouncer reads the value of `*` when a client asks for a database that has no entry of its own.
+            // PgBouncer reads the value of `*` when a client asks for a database that has no entry of its
+            // own.
             ProblemKind::ConnString { entry, .. } | ProblemKind::NoPort { entry } => entry != "*",
             _ => true,
         }
@@ -54,7 +55,9 @@ pub enum ProblemKind {
     #[error("there is no [pgbouncer] section, the file may be half-written; restore it")]
     NoMainSection,
     /// A line that is none of the grammar's kinds.
-    #[error("neither comment, [section], %include nor `name = value`; correct or remove this line")]
+    #[error(
+        "neither comment, [section], %include FILE nor `name = value` (without quotes); correct or remove this line"
+    )]
     Syntax,
     /// An entry before the first section.
     #[error("a value before the first [section]; move it below its section's header")]
@@ -89,6 +92,14 @@ pub enum ProblemKind {
     IncludeDepth {
         /// The included file, as it was resolved.
         file: String,
+    },
+    /// The value of an entry of `[users]` or `[peers]` is no list of `key=value`.
+    #[error("entry `{entry}`: {error}")]
+    Params {
+        /// The entry.
+        entry: String,
+        /// Why.
+        error: ConnStringError,
     },
     /// The value of a `[databases]` entry is no connection string.
     #[error("database `{entry}`: {error}")]
@@ -170,7 +181,8 @@ mod tests {
         let errors = IniErrors(vec![at(Some(3), ProblemKind::Syntax), at(None, ProblemKind::Empty)]);
         assert_eq!(
             errors.to_string(),
-            "/etc/p.ini:3: neither comment, [section], %include nor `name = value`; correct or remove this line | \
+            "/etc/p.ini:3: neither comment, [section], %include FILE nor `name = value` (without quotes); correct or \
+             remove this line | \
              /etc/p.ini: nothing is configured here, the file may be half-written; restore it"
         );
     }

@@ -1,4 +1,5 @@
-//! All files of a configuration in the order in which PgBouncer comes to their items, and what it would refuse.
+//! All files of a configuration in the order in which PgBouncer comes to their items, and what it would
+//! refuse.
 
 use alloc::borrow::ToOwned;
 use alloc::collections::BTreeMap;
@@ -31,7 +32,9 @@ pub(super) enum Section {
     None,
     PgBouncer,
     Databases,
+    /// `[users]` or `[peers]`.
     Other,
+    Unknown,
 }
 
 /// One item, in the order in which PgBouncer comes to it.
@@ -129,7 +132,7 @@ impl<'a> Reading<'a> {
             b"users" | b"peers" => Section::Other,
             _ => {
                 self.note(file, Some(line), ProblemKind::UnknownSection);
-                Section::Other
+                Section::Unknown
             }
         };
         self.seen_main |= self.section == Section::PgBouncer;
@@ -165,7 +168,9 @@ impl<'a> Reading<'a> {
                     Section::Databases => {
                         self.check_database(file, item.line, doc.text(key), doc.text(value))
                     }
-                    Section::PgBouncer | Section::Other => {}
+                    Section::Other => drop(self.check_value(file, item.line, doc.text(key), doc.text(value))),
+                    // What a parameter may be, depends on the version.
+                    Section::PgBouncer | Section::Unknown => {}
                 }
             }
             ItemKind::Section { .. } | ItemKind::Include { .. } => {}
@@ -176,15 +181,25 @@ impl<'a> Reading<'a> {
         if let Some(kind) = check_known_name(name) {
             self.note(file, Some(line), kind);
         }
-        let entry = String::from_utf8_lossy(name).into_owned();
-        match ConnString::parse(value) {
-            Err(error) => self.note(file, Some(line), ProblemKind::ConnString { entry, error }),
-            // PgBouncer looks at each occurrence, not only at the last.
-            Ok(value) if value.params().any(|(key, value)| key == b"port" && atoi(value) == 0) => {
-                self.note(file, Some(line), ProblemKind::NoPort { entry });
-            }
-            Ok(_) => {}
+        let Some(value) = self.check_value(file, line, name, value) else { return };
+        // PgBouncer looks at each occurrence, not only at the last.
+        if value.params().any(|(key, value)| key == b"port" && atoi(value) == 0) {
+            let entry = String::from_utf8_lossy(name).into_owned();
+            self.note(file, Some(line), ProblemKind::NoPort { entry });
         }
+    }
+
+    fn check_value(&mut self, file: &str, line: usize, name: &[u8], value: &[u8]) -> Option<ConnString> {
+        let value = ConnString::parse(value);
+        if let Err(error) = value {
+            let entry = String::from_utf8_lossy(name).into_owned();
+            let kind = match self.section {
+                Section::Databases => ProblemKind::ConnString { entry, error },
+                _ => ProblemKind::Params { entry, error },
+            };
+            self.note(file, Some(line), kind);
+        }
+        value.ok()
     }
 
     fn note(&mut self, file: &str, line: Option<usize>, kind: ProblemKind) {
