@@ -1,4 +1,7 @@
 //! Contract tests: what we believe about a neighbour, asked of the neighbour itself. One module per
 //! neighbour.
 
+mod etcd;
 mod pgbouncer_ini;
+mod processes;
+mod worker;
