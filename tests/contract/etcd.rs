@@ -1,5 +1,6 @@
 //! The etcd follower against real etcd servers.
 
+use crate::certificates::Certificates;
 use crate::processes::{As, Process, free_port, until};
 use crate::worker::Worker;
 use etcd_client::{Client, ConnectOptions, DeleteOptions, LeaseGrantOptions, PutOptions, Txn, TxnOp};
@@ -7,7 +8,6 @@ use nix::sys::signal::Signal;
 use pgsquire::dcs::{self, StoreConfig, WorkerConfig, etcd::EtcdConfig};
 use pgsquire_core::effect::Order;
 use pgsquire_core::event::{Event, Outcome, StoreChange, StoreRead};
-use std::path::PathBuf;
 use std::time::Duration;
 use tempfile::TempDir;
 use tokio::time::Instant;
@@ -390,24 +390,4 @@ async fn a_user_and_a_private_certificate_are_shown() {
     assert!(why.contains(&url), "{why}");
     let why = refused(EtcdConfig { tls_ca: Some(path("no-such.crt").into()), ..config }).await;
     assert!(why.contains("no-such.crt"), "{why}");
-}
-
-/// A private authority, and what it signed for this address.
-struct Certificates {
-    ca: PathBuf,
-    cert: PathBuf,
-    key: PathBuf,
-}
-
-impl Certificates {
-    fn make(dir: &std::path::Path) -> Self {
-        let script = "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=ca -keyout ca.key -out ca.crt
-            for who in server client; do
-              openssl req -newkey rsa:2048 -nodes -subj /CN=$who -keyout $who.key -out $who.csr
-              printf 'subjectAltName=IP:127.0.0.1\\nextendedKeyUsage=serverAuth,clientAuth\\n' > ext
-              openssl x509 -req -in $who.csr -CA ca.crt -CAkey ca.key -CAcreateserial -days 2 -extfile ext -out $who.crt
-            done";
-        crate::processes::succeed(std::process::Command::new("sh").args(["-ec", script]).current_dir(dir));
-        Certificates { ca: dir.join("ca.crt"), cert: dir.join("client.crt"), key: dir.join("client.key") }
-    }
 }

@@ -3,7 +3,6 @@
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, User, geteuid};
 use std::fs::File;
-use std::future::Future;
 use std::net::TcpListener;
 use std::os::unix::fs::chown;
 use std::path::Path;
@@ -46,6 +45,11 @@ impl Process {
     pub fn signal(&self, signal: Signal) {
         let pid = i32::try_from(self.child.id()).unwrap();
         kill(Pid::from_raw(pid), signal).unwrap();
+    }
+
+    /// Waits for its end.
+    pub fn wait(mut self) {
+        let _ = self.child.wait();
     }
 
     /// Sends SIGKILL and waits for the end.
@@ -93,7 +97,7 @@ pub fn free_port() -> u16 {
 }
 
 /// Asks again until there is something.
-pub async fn until<T, F: Future<Output = Option<T>>>(what: &str, mut ask: impl FnMut() -> F) -> T {
+pub async fn until<T>(what: &str, mut ask: impl AsyncFnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + PATIENCE;
     let mut again = interval(Duration::from_millis(20));
     again.set_missed_tick_behavior(MissedTickBehavior::Delay);
