@@ -38,13 +38,21 @@ impl Watcher {
             let folders: BTreeSet<&Path> = files.iter().filter_map(|file| file.parent()).collect();
             for folder in folders {
                 if let Err(e) = watcher.watch(folder, RecursiveMode::NonRecursive) {
-                    tracing::warn!("cannot watch {}: {e}; changes there are seen within seconds", folder.display());
+                    tracing::warn!(
+                        "cannot watch {}: {e}; changes there are seen within seconds",
+                        folder.display()
+                    );
                 }
             }
             Ok(watcher)
         });
         let watcher = watcher.inspect_err(|e| tracing::warn!("cannot watch files: {e}")).ok();
-        Watcher { files: files.iter().cloned().collect(), changed, pending: BTreeSet::new(), _watcher: watcher }
+        Watcher {
+            files: files.iter().cloned().collect(),
+            changed,
+            pending: BTreeSet::new(),
+            _watcher: watcher,
+        }
     }
 
     /// The next file of ours that changed. Safe to drop and call again.
