@@ -60,7 +60,7 @@ pub async fn run(
     loop {
         let effect = tokio::select! {
             biased;
-            () = stop.cancelled() => return,
+            () = stop.cancelled() => return report.refuse(&mut orders).await,
             effect = orders.recv() => effect,
             () = worker.console.watch() => continue,
         };
