@@ -34,7 +34,7 @@ impl Watcher {
                 let _ = tx.try_send(path);
             }
         };
-        let watcher = notify::recommended_watcher(notice).and_then(|mut watcher| {
+        let watcher = notify::recommended_watcher(notice).map(|mut watcher| {
             let folders: BTreeSet<&Path> = files.iter().filter_map(|file| file.parent()).collect();
             for folder in folders {
                 if let Err(e) = watcher.watch(folder, RecursiveMode::NonRecursive) {
@@ -44,7 +44,7 @@ impl Watcher {
                     );
                 }
             }
-            Ok(watcher)
+            watcher
         });
         let watcher = watcher.inspect_err(|e| tracing::warn!("cannot watch files: {e}")).ok();
         Watcher {
