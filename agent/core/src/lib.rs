@@ -1,5 +1,28 @@
-//! The decisions of pgsquire.
+//! The decisions of pgsquire: facts come in, the one state this host should be in is planned, and the differences go
+//! out as orders. There is no clock, no socket and no file here: the crate is `no_std`, so none would compile.
+//!
+//! Begin reading at [`agent`]; [`event`] and [`effect`] are the two protocols with the shell.
+
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
 
 extern crate alloc;
+
+pub mod agent;
+pub mod config;
+pub mod desired;
+pub mod effect;
+pub mod event;
+pub mod health;
+pub mod leader;
+pub mod observed;
+pub mod patroni;
+pub mod pgbouncer;
+pub mod questions;
+pub mod recorder;
+pub mod rule;
+pub mod snapshot;
+pub mod status;
+pub mod time;
+pub mod topology;
+pub mod wal;

@@ -1,0 +1,350 @@
+//! The whole daemon put together. The only place that spawns; every task is awaited, and a task that ends unasked ends
+//! the process: systemd starts it again.
+
+use crate::config::{self, ClusterSettings, Settings, Store};
+use crate::driver::{self, Ends, Hands};
+use crate::page::Pages;
+use crate::{
+    clock, control, dcs, files, http, journal, patroni, pgbouncer, postgres, state, systemd, telemetry,
+    watcher,
+};
+use anyhow::{Context, anyhow};
+use pgsquire_core::agent::Agent;
+use pgsquire_core::effect::Effect;
+use pgsquire_core::event::Event;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc::{self, Receiver, Sender};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+/// Facts that may wait for the driver.
+const EVENTS: usize = 1024;
+/// Orders that may wait for one worker.
+const ORDERS: usize = 32;
+/// What is under way at the end gets this long.
+const GRACE: Duration = Duration::from_secs(10);
+
+/// A named task: its end is an error unless we are stopping.
+type Crew = JoinSet<&'static str>;
+
+/// Runs the daemon until it is told to stop.
+///
+/// # Errors
+/// When a listener cannot be bound, the state folder cannot be used, or a task ends unasked.
+pub fn run(settings: Settings, config_path: PathBuf, filter: telemetry::Filter) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .thread_name("pgsquire")
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?;
+    runtime.block_on(daemon(settings, config_path, filter))
+}
+
+async fn daemon(settings: Settings, config_path: PathBuf, filter: telemetry::Filter) -> anyhow::Result<()> {
+    let web = http::bind(&settings.http.listen, systemd::inherited_listener()).await?;
+    let socket = control::bind(&settings.control_socket)?;
+    files::private_folder(&settings.state_dir).context("[node] state_dir")?;
+    let (journal, writer) = journal::open(&settings.state_dir);
+    let (restored, troubles) = state::load_restored(&settings.state_dir);
+    let agent = Agent::new(settings.core.clone(), restored.clone(), clock::now());
+
+    let (status, shown) = watch::channel(Arc::new(agent.status(clock::now())));
+    let (notes, noted) = watch::channel(troubles.clone());
+    let (events, facts) = mpsc::channel(EVENTS);
+    let (new_hands, hands) = mpsc::channel(1);
+    let pages = Pages::new(shown, noted, journal.clone());
+    let stop = CancellationToken::new();
+    let mut workers = Workers::spawn(&settings, &restored.terms, &events);
+    let ends = Ends { events: facts, hands, status, journal: journal.clone() };
+
+    let mut crew = Crew::new();
+    crew.spawn_blocking(move || {
+        writer.run();
+        "the flight recorder's writer"
+    });
+    let import =
+        journal::callbacks::import(settings.state_dir.clone(), journal.clone(), events.clone(), stop.clone());
+    add(&mut crew, "the reader of kept callbacks", import);
+    add(&mut crew, "the driver", driver::run(agent, workers.take_hands(), ends, stop.clone()));
+    add(&mut crew, "the HTTP listener", http::serve(web, pages.clone(), stop.clone()));
+    let context = control::Context::new(pages, events.clone());
+    add(&mut crew, "the control socket", control::serve(socket, context, stop.clone()));
+    for trouble in &troubles {
+        tracing::warn!("{trouble}");
+    }
+    let started = format!("version {} runs with {}", env!("CARGO_PKG_VERSION"), config_path.display());
+    tracing::info!(node = %settings.core.node, "{started}");
+    journal.record("agent", &settings.core.node, &started);
+    systemd::ready();
+
+    let mut reload = Reload { config_path, settings, events, hands: new_hands, notes, troubles, filter };
+    let ended = supervise(&mut crew, &mut workers, &mut reload).await;
+    systemd::stopping();
+    workers.end().await;
+    journal.record("agent", &reload.settings.core.node, "stopped");
+    stop.cancel();
+    journal.close();
+    let all = async { while crew.join_next().await.is_some() {} };
+    if tokio::time::timeout(GRACE, all).await.is_err() {
+        tracing::warn!("some tasks did not end within {} s", GRACE.as_secs());
+    }
+    ended
+}
+
+fn add(crew: &mut Crew, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
+    crew.spawn(async move {
+        task.await;
+        name
+    });
+}
+
+/// Waits for a signal, a changed file, or the end of a task.
+async fn supervise(crew: &mut Crew, workers: &mut Workers, reload: &mut Reload) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
+    let mut hangup = signal(SignalKind::hangup()).context("cannot listen for SIGHUP")?;
+    let mut changes = watcher::Watcher::new(&reload.watched());
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => { tracing::info!("SIGTERM: stopping"); return Ok(()) }
+            _ = interrupt.recv() => { tracing::info!("SIGINT: stopping"); return Ok(()) }
+            _ = hangup.recv() => {
+                if reload.again(workers).await {
+                    changes = watcher::Watcher::new(&reload.watched());
+                }
+            }
+            path = changes.next() => {
+                if path == reload.config_path {
+                    if reload.again(workers).await {
+                        changes = watcher::Watcher::new(&reload.watched());
+                    }
+                } else {
+                    reload.hint_files(&path).await;
+                }
+            }
+            ended = crew.join_next() => return Err(unasked(ended)),
+            ended = workers.crew.join_next(), if !workers.crew.is_empty() => return Err(unasked(ended)),
+        }
+    }
+}
+
+fn unasked(ended: Option<Result<&'static str, tokio::task::JoinError>>) -> anyhow::Error {
+    match ended {
+        Some(Ok(name)) => anyhow!("{name} ended unasked"),
+        Some(Err(e)) => anyhow!("a task failed: {e}"),
+        None => anyhow!("all tasks ended unasked"),
+    }
+}
+
+/// The workers of one configuration. A new configuration gets new ones, after the old ones have brought to an end what
+/// they were doing.
+struct Workers {
+    crew: Crew,
+    stop: CancellationToken,
+    hands: Hands,
+}
+
+impl Workers {
+    fn spawn(
+        settings: &Settings,
+        terms: &BTreeMap<String, pgsquire_core::wal::Term>,
+        events: &Sender<Event>,
+    ) -> Self {
+        let mut workers =
+            Workers { crew: Crew::new(), stop: CancellationToken::new(), hands: Hands::default() };
+        for cluster in &settings.clusters {
+            workers.follow(cluster, events);
+        }
+        if let Some(patroni) = &settings.patroni {
+            let (orders, inbox) = mpsc::channel(ORDERS);
+            workers.hands.local_patroni = Some(orders);
+            workers.ask_members("the asker of the local Patroni", &patroni.tls, inbox, events);
+        }
+        if let Some(postgres) = &settings.postgres {
+            let (orders, inbox) = mpsc::channel(ORDERS);
+            let config = postgres::WorkerConfig {
+                conninfo: postgres.conninfo.clone(),
+                password_file: postgres.password_file.clone(),
+            };
+            workers.hands.postgres = Some(orders);
+            workers.add(
+                "the prober of PostgreSQL",
+                postgres::run(config, inbox, events.clone(), workers.stop.clone()),
+            );
+        }
+        let (orders, inbox) = mpsc::channel(ORDERS);
+        let config = state::WorkerConfig { state_dir: settings.state_dir.clone(), terms: terms.clone() };
+        workers.hands.state = Some(orders);
+        workers.add(
+            "the keeper of the state folder",
+            state::run(config, inbox, events.clone(), workers.stop.clone()),
+        );
+        for pooler in &settings.poolers {
+            let (orders, inbox) = mpsc::channel(ORDERS);
+            let config = pgbouncer::WorkerConfig {
+                pooler: pooler.name.clone(),
+                ini: pooler.ini.clone(),
+                cwd: None,
+                console: pooler.console.clone(),
+                password_file: pooler.password_file.clone(),
+                state_dir: settings.state_dir.clone(),
+            };
+            workers.hands.poolers.insert(pooler.name.clone(), orders);
+            workers.add(
+                "a pooler's worker",
+                pgbouncer::run(config, inbox, events.clone(), workers.stop.clone()),
+            );
+        }
+        workers
+    }
+
+    fn add(&mut self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
+        add(&mut self.crew, name, task);
+    }
+
+    fn follow(&mut self, cluster: &ClusterSettings, events: &Sender<Event>) {
+        let (orders, inbox) = mpsc::channel(ORDERS);
+        let Store::Etcd(etcd) = &cluster.store;
+        let store = dcs::etcd::EtcdConfig {
+            endpoints: etcd.endpoints.clone(),
+            tls_ca: cluster.tls.ca.clone(),
+            tls_cert: cluster.tls.cert.clone(),
+            tls_key: cluster.tls.key.clone(),
+            username: etcd.username.clone(),
+            password_file: etcd.password_file.clone(),
+        };
+        let config = dcs::WorkerConfig {
+            cluster: cluster.name.clone(),
+            prefix: dcs::prefix(&cluster.namespace, &cluster.scope, cluster.group),
+            store: dcs::StoreConfig::Etcd(store),
+        };
+        self.hands.stores.insert(cluster.name.clone(), orders);
+        self.add("a store's follower", dcs::run(config, inbox, events.clone(), self.stop.clone()));
+        let (orders, inbox) = mpsc::channel(ORDERS);
+        self.hands.members.insert(cluster.name.clone(), orders);
+        self.ask_members("the asker of a cluster's members", &cluster.tls, inbox, events);
+    }
+
+    fn ask_members(
+        &mut self,
+        name: &'static str,
+        tls: &config::TlsFiles,
+        inbox: Receiver<Effect>,
+        events: &Sender<Event>,
+    ) {
+        let config = patroni::WorkerConfig {
+            tls_ca: tls.ca.clone(),
+            tls_cert: tls.cert.clone(),
+            tls_key: tls.key.clone(),
+        };
+        self.add(name, patroni::run(config, inbox, events.clone(), self.stop.clone()));
+    }
+
+    fn take_hands(&mut self) -> Hands {
+        std::mem::take(&mut self.hands)
+    }
+
+    /// Stops them and waits: a file replace or a console command that has begun is brought to its end.
+    async fn end(&mut self) {
+        self.stop.cancel();
+        let all = async { while self.crew.join_next().await.is_some() {} };
+        if tokio::time::timeout(GRACE, all).await.is_err() {
+            tracing::warn!("some workers did not end within {} s", GRACE.as_secs());
+            self.crew.shutdown().await;
+        }
+    }
+}
+
+/// What a new configuration changes.
+struct Reload {
+    config_path: PathBuf,
+    settings: Settings,
+    events: Sender<Event>,
+    hands: Sender<Hands>,
+    notes: watch::Sender<Vec<String>>,
+    /// What was wrong with the state folder at the start.
+    troubles: Vec<String>,
+    filter: telemetry::Filter,
+}
+
+impl Reload {
+    /// Files whose change matters.
+    fn watched(&self) -> Vec<PathBuf> {
+        let inis = self.settings.poolers.iter().map(|pooler| pooler.ini.clone());
+        inis.chain([self.config_path.clone()]).collect()
+    }
+
+    /// Reads the configuration again: all errors, or the new one. Returns whether it is in force.
+    async fn again(&mut self, workers: &mut Workers) -> bool {
+        let loaded = config::load(&self.config_path);
+        let new = match loaded {
+            Ok(loaded) => loaded.settings,
+            Err(e) => {
+                tracing::error!("the configuration stays as it was: {e}");
+                self.note(vec![format!(
+                    "the configuration file is refused, the old one is in force: {}",
+                    first_line(&e)
+                )]);
+                return false;
+            }
+        };
+        let restart = needs_restart(&self.settings, &new);
+        self.note(
+            restart.iter().map(|what| format!("{what} changed: restart the agent to use it")).collect(),
+        );
+        if new == self.settings {
+            return false;
+        }
+        systemd::reloading();
+        workers.end().await;
+        let _ = self.filter.set(&new.telemetry.log);
+        let (restored, _) = state::load_restored(&self.settings.state_dir);
+        *workers = Workers::spawn(&new, &restored.terms, &self.events);
+        let _ = self.events.send(Event::Configured(new.core.clone())).await;
+        let _ = self.hands.send(workers.take_hands()).await;
+        self.settings = new;
+        systemd::ready();
+        tracing::info!("a new configuration is in force");
+        true
+    }
+
+    /// What the operator should know, besides what was said at the start.
+    fn note(&self, more: Vec<String>) {
+        for line in &more {
+            tracing::warn!("{line}");
+        }
+        self.notes.send_replace(self.troubles.iter().cloned().chain(more).collect());
+    }
+
+    async fn hint_files(&self, path: &Path) {
+        for pooler in self.settings.poolers.iter().filter(|pooler| pooler.ini == path) {
+            let hint = pgsquire_core::event::Hint::FilesChanged { pooler: pooler.name.clone() };
+            let _ = self.events.send(Event::Hinted(hint)).await;
+        }
+    }
+}
+
+fn first_line(error: &config::LoadError) -> String {
+    error.to_string().lines().next().unwrap_or_default().to_owned()
+}
+
+/// Settings that only a restart brings into force.
+fn needs_restart(old: &Settings, new: &Settings) -> Vec<&'static str> {
+    let mut list = Vec::new();
+    if old.state_dir != new.state_dir {
+        list.push("[node] state_dir");
+    }
+    if old.control_socket != new.control_socket {
+        list.push("[control] socket");
+    }
+    if old.http != new.http {
+        list.push("[http]");
+    }
+    list
+}

@@ -1,0 +1,169 @@
+//! `[[cluster]]`: which Patroni clusters are followed, and through which store.
+
+use super::file::{conninfo, pair, tls};
+use super::reader::{Item, Table};
+use super::settings::*;
+use super::units;
+use pgsquire_core::config::ClusterConfig;
+use std::time::Duration;
+
+/// All clusters, and what the tables that name one must know.
+#[derive(Default)]
+pub(super) struct Clusters {
+    pub core: Vec<ClusterConfig>,
+    pub shell: Vec<ClusterSettings>,
+    /// Every table could be read: a name that is not here does not exist.
+    pub complete: bool,
+    /// The cluster of this host's server.
+    pub local: Option<String>,
+    /// There is a server on this host.
+    pub has_local: bool,
+}
+
+impl Clusters {
+    /// For people: which names there are.
+    pub fn names(&self) -> String {
+        let names: Vec<&str> = self.core.iter().map(|c| c.name.as_str()).collect();
+        match names.as_slice() {
+            [] => "add a [[cluster]] table".to_owned(),
+            names => format!("known: {}", names.join(", ")),
+        }
+    }
+}
+
+/// Reads all `[[cluster]]` tables.
+pub(super) fn read_all(tables: &[Table<'_>]) -> Clusters {
+    let mut all = Clusters { complete: true, ..Clusters::default() };
+    for table in tables {
+        let Some((core, shell)) = read(table) else {
+            all.complete = false;
+            continue;
+        };
+        if all.core.iter().any(|c| c.name == core.name) {
+            table.error(format!("there are two clusters `{}`: give each scope once", core.name));
+        }
+        all.core.push(core);
+        all.shell.push(shell);
+    }
+    all
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Dcs {
+    Etcd,
+    Consul,
+    ZooKeeper,
+    Patroni,
+}
+
+const STORES: [(&str, Dcs); 4] =
+    [("etcd", Dcs::Etcd), ("consul", Dcs::Consul), ("zookeeper", Dcs::ZooKeeper), ("patroni", Dcs::Patroni)];
+
+const LOSSES: [(&str, OnDcsLoss); 3] =
+    [("hold", OnDcsLoss::Hold), ("fail-closed", OnDcsLoss::FailClosed), ("confirm", OnDcsLoss::Confirm)];
+
+fn read(table: &Table<'_>) -> Option<(ClusterConfig, ClusterSettings)> {
+    let scope = table.parse("scope", scope);
+    if !table.has("scope") {
+        table.missing("scope", "write the scope of Patroni's configuration");
+    }
+    let namespace = table.parse("namespace", namespace).unwrap_or_else(|| "/service/".to_owned());
+    let group = table.number("group");
+    let tls = tls(table);
+    let patroni_hosts = addresses(table, "patroni_hosts", "http").unwrap_or_default();
+    let store = store(table, &tls, &patroni_hosts);
+    let on_dcs_loss = table.word("on_dcs_loss", &LOSSES).unwrap_or(OnDcsLoss::Confirm);
+    let max_fact_age = table.duration("max_fact_age", Duration::from_secs(1));
+    let token_file = table.path("token_file");
+    let probe = probe(table);
+    table.later(&["patroni_hosts", "on_dcs_loss", "probe", "probe_password_file", "token_file"]);
+    table.finish();
+
+    let scope = scope?;
+    let name = group.map_or_else(|| scope.clone(), |group| format!("{scope}/{group}"));
+    let max_fact_age = max_fact_age.unwrap_or(Duration::from_secs(10));
+    let core = ClusterConfig { name: name.clone(), max_fact_age };
+    let store = Store::Etcd(store);
+    let shell = ClusterSettings {
+        name,
+        scope,
+        namespace,
+        group,
+        store,
+        tls,
+        token_file,
+        patroni_hosts,
+        on_dcs_loss,
+        probe,
+    };
+    Some((core, shell))
+}
+
+fn scope(text: &str) -> Result<String, String> {
+    if text.is_empty() || text.contains(|c: char| c == '/' || c.is_whitespace() || c.is_control()) {
+        return Err(format!("`{text}` is not a scope: it must not be empty or hold a slash or a blank"));
+    }
+    Ok(text.to_owned())
+}
+
+/// Patroni puts slashes around its namespace, whatever was written.
+fn namespace(text: &str) -> Result<String, String> {
+    let inner = text.trim_matches('/');
+    if inner.contains(|c: char| c.is_whitespace() || c.is_control()) {
+        return Err(format!("`{text}` is not a namespace: it must not hold blanks"));
+    }
+    Ok(if inner.is_empty() { "/".to_owned() } else { format!("/{inner}/") })
+}
+
+/// The store. Without `dcs` it is etcd, unless only `patroni_hosts` are given.
+fn store(table: &Table<'_>, tls: &TlsFiles, patroni_hosts: &[String]) -> EtcdSettings {
+    let given = table.item("dcs");
+    let dcs = match &given {
+        Some(item) => item.word(&STORES),
+        None if !patroni_hosts.is_empty() && !table.has("endpoints") => Some(Dcs::Patroni),
+        None => Some(Dcs::Etcd),
+    };
+    if let Some(other) = dcs.filter(|dcs| *dcs != Dcs::Etcd) {
+        let word = STORES.iter().find(|(_, dcs)| *dcs == other).map_or("", |(word, _)| *word);
+        let message = format!("this version follows etcd only, not {word}");
+        match given.or_else(|| table.item("patroni_hosts")) {
+            Some(item) => item.error_help(message, "write dcs = \"etcd\" and its endpoints"),
+            None => table.error(message),
+        }
+    }
+    let scheme = if *tls == TlsFiles::default() { "http" } else { "https" };
+    let endpoints = match dcs {
+        Some(Dcs::Etcd) => addresses(table, "endpoints", scheme),
+        // Their forms differ; what is wrong is said already.
+        _ => table.list("endpoints").map(|_| Vec::new()),
+    };
+    if let (Some(Dcs::Etcd), Some([])) = (dcs, endpoints.as_deref())
+        && let Some(item) = table.item("endpoints")
+        && table.list("endpoints").is_some_and(|list| list.is_empty())
+    {
+        item.error_help("no endpoint is given", "write endpoints = [\"http://127.0.0.1:2379\"]");
+    }
+    let username = table.text("username");
+    let password_file = table.path("password_file");
+    pair(table, "username", "password_file");
+    EtcdSettings {
+        endpoints: endpoints.unwrap_or_else(|| vec![format!("{scheme}://127.0.0.1:2379")]),
+        username,
+        password_file,
+    }
+}
+
+/// A list of addresses; one that is wrong is reported and left out.
+fn addresses(table: &Table<'_>, key: &'static str, scheme: &str) -> Option<Vec<String>> {
+    let read = |item: &Item<'_>| item.parse(|text| units::endpoint(text, scheme));
+    Some(table.list(key)?.iter().filter_map(read).collect())
+}
+
+fn probe(table: &Table<'_>) -> Option<ProbeSettings> {
+    let password_file = table.path("probe_password_file");
+    if password_file.is_some() && !table.has("probe") {
+        table.missing("probe", "`probe_password_file` is of no use without it");
+    }
+    let conninfo = table.parse("probe", |text| conninfo(text, false))?;
+    Some(ProbeSettings { conninfo, password_file })
+}

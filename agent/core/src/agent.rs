@@ -1,0 +1,447 @@
+//! The whole of the core as one value: a fact goes in, orders come out.
+
+use crate::config::{Config, PoolerConfig};
+use crate::desired::{Decision, Desired, PoolerFacts, lint, plan};
+use crate::effect::{Effect, EffectId, Order};
+use crate::event::{Event, Hint, Outcome, Restored};
+use crate::leader::writable_leader;
+use crate::observed::{ClusterView, Fact, Observed};
+use crate::patroni::read_member_status;
+use crate::pgbouncer::pools::{InFlight, LOST_AFTER, Pooler};
+use crate::pgbouncer::reconcile;
+use crate::questions::{Question, Schedule};
+use crate::recorder::Recorder;
+use crate::rule::{Reason, Rule};
+use crate::time::Time;
+use crate::topology::Endpoint;
+use alloc::collections::BTreeMap;
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+use core::time::Duration;
+
+/// Time passes at least this often: ages turn into unknowns without any event.
+const IDLE: Duration = Duration::from_millis(500);
+
+/// What an effect that is not a pooler's was about.
+#[derive(Debug, Clone, PartialEq)]
+enum Pending {
+    Question(Question),
+    KeepTerm { cluster: String, term: Option<crate::wal::Term> },
+}
+
+/// The agent's mind.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Agent {
+    pub(crate) config: Config,
+    pub(crate) observed: Observed,
+    pub(crate) poolers: BTreeMap<String, Pooler>,
+    pub(crate) desired: Desired,
+    pub(crate) contradictions: Vec<String>,
+    now: Time,
+    next_id: u64,
+    pending: BTreeMap<EffectId, Pending>,
+    schedule: Schedule,
+    recorder: Recorder,
+    wake: Time,
+}
+
+impl Agent {
+    /// An agent that knows what an earlier run left behind.
+    pub fn new(config: Config, restored: Restored, now: Time) -> Self {
+        let pooler = |p: &PoolerConfig| {
+            let good = restored.last_good.get(&p.name).cloned();
+            let borrowed = restored.borrowed_login_retry.get(&p.name).cloned();
+            let cuts = restored.cut.get(&p.name).cloned().unwrap_or_default();
+            (p.name.clone(), Pooler::new(good, borrowed, cuts, now))
+        };
+        Agent {
+            observed: Observed::new(&config, &restored.terms),
+            poolers: config.poolers.iter().map(pooler).collect(),
+            config,
+            desired: Desired::default(),
+            contradictions: Vec::new(),
+            now,
+            next_id: 1,
+            pending: BTreeMap::new(),
+            schedule: Schedule::default(),
+            recorder: Recorder::default(),
+            wake: now,
+        }
+    }
+
+    /// Takes a fact and gives the orders that follow from it. `now` never goes back: an earlier time counts as the last.
+    pub fn handle(&mut self, now: Time, event: Event) -> Vec<Effect> {
+        self.now = self.now.max(now);
+        self.observe(event);
+        self.confirm_candidates();
+        self.raise_terms();
+        let mut effects = Vec::new();
+        self.keep_terms(&mut effects);
+        self.desired = plan(&self.config, &self.observed, &Facts(&self.poolers), self.now);
+        self.contradictions = lint(&self.config, &self.desired, &self.shared_entries());
+        self.reconcile_poolers(&mut effects);
+        let (questions, next) = self.schedule.due(&self.config, &self.observed, self.now);
+        for (question, order, reason) in questions {
+            effects.push(self.effect(order, reason, Some(Pending::Question(question))));
+        }
+        self.wake = next;
+        self.note_changes();
+        for entry in self.recorder.take() {
+            effects.push(Effect {
+                id: EffectId(0),
+                order: Order::Record(entry),
+                reason: Reason::new(Rule::OnceOnly, "the flight recorder"),
+            });
+        }
+        effects
+    }
+
+    /// When to call [`handle`](Self::handle) with [`Event::Tick`] if nothing else happens.
+    pub fn next_wake(&self) -> Time {
+        let poolers = self.poolers.values().filter(|p| p.in_flight.is_none());
+        let due =
+            poolers.flat_map(|p| [p.files_due, p.look_due, p.back_off.until]).filter(|at| *at > self.now);
+        due.chain([self.wake, self.now + IDLE]).min().unwrap_or(self.now + IDLE)
+    }
+
+    /// What every route of this host must lead to now.
+    pub fn desired(&self) -> &Desired {
+        &self.desired
+    }
+
+    /// The configuration in force.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    fn observe(&mut self, event: Event) {
+        let now = self.now;
+        match event {
+            Event::Tick => {}
+            Event::Configured(config) => self.reconfigure(config),
+            Event::StoreRead { cluster, read } => {
+                if let Some(view) = self.observed.clusters.get_mut(&cluster) {
+                    view.observe_read(&self.config, now, read);
+                }
+                self.schedule.answered(&Question::Store(cluster));
+            }
+            Event::StoreChanged { cluster, change } => {
+                let Some(view) = self.observed.clusters.get_mut(&cluster) else { return };
+                if view.observe_change(&self.config, now, change) {
+                    self.schedule.hurry(&Question::Store(cluster));
+                }
+            }
+            Event::StoreFailed { cluster, why } => {
+                if let Some(view) = self.observed.clusters.get_mut(&cluster) {
+                    view.failed = Some(why);
+                }
+            }
+            Event::Hinted(hint) => self.take_hint(hint),
+            Event::TermForgotten { cluster } => self.forget_term(&cluster),
+            Event::Done { id, started, outcome } => self.observe_done(id, started, outcome),
+        }
+    }
+
+    fn observe_done(&mut self, id: EffectId, started: Time, outcome: Outcome) {
+        if let Some(pending) = self.pending.remove(&id) {
+            return self.observe_answer(pending, started, outcome);
+        }
+        let mine =
+            |(_, pooler): &(&String, &mut Pooler)| pooler.in_flight.as_ref().is_some_and(|f| f.id == id);
+        let Some((name, pooler)) = self.poolers.iter_mut().find(mine) else { return };
+        let Some(InFlight { order, .. }) = pooler.in_flight.take() else { return };
+        if order.changes() {
+            let text = match &outcome {
+                Outcome::Done => format!("{order}: done"),
+                Outcome::Failed { why } => format!("{order}: {why}"),
+                Outcome::ChangedMeanwhile => {
+                    format!("{order}: the file changed meanwhile, nothing was written")
+                }
+                _ => format!("{order}: unexpected answer"),
+            };
+            self.recorder.say(self.now, "order", name, text);
+        }
+        pooler.observe_done(self.now, started, order, outcome);
+    }
+
+    fn observe_answer(&mut self, pending: Pending, started: Time, outcome: Outcome) {
+        let status = |outcome: Outcome| match outcome {
+            Outcome::Member { code, body } => read_member_status(code, &body),
+            Outcome::Failed { why } => Err(why),
+            _ => Err("unexpected answer".into()),
+        };
+        match pending {
+            Pending::KeepTerm { cluster, term } => {
+                let Some(view) = self.observed.clusters.get_mut(&cluster) else { return };
+                view.keep_failed = match outcome {
+                    Outcome::Failed { why } => Some(why),
+                    _ => None,
+                };
+                // A state folder that cannot be written must not keep the pools from following: it is shown instead.
+                view.kept = term;
+            }
+            Pending::Question(question) => {
+                self.schedule.answered(&question);
+                match question {
+                    Question::Store(_) => {}
+                    Question::Member(cluster, member) => {
+                        if let Some(view) = self.observed.clusters.get_mut(&cluster) {
+                            view.observe_member(&member, started, status(outcome));
+                        }
+                    }
+                    Question::LocalPatroni => {
+                        learn(&mut self.observed.local_patroni, started, status(outcome))
+                    }
+                    Question::Local => {
+                        let answer = match outcome {
+                            Outcome::Local(server) => Ok(server),
+                            Outcome::Failed { why } => Err(why),
+                            _ => Err("unexpected answer".into()),
+                        };
+                        learn(&mut self.observed.local, started, answer);
+                    }
+                }
+            }
+        }
+    }
+
+    fn take_hint(&mut self, hint: Hint) {
+        match hint {
+            Hint::Callback { action, role, scope } => {
+                self.recorder.say(self.now, "callback", &scope, format!("{action} {role}"));
+                for cluster in &self.config.clusters {
+                    self.schedule.hurry(&Question::Store(cluster.name.clone()));
+                }
+                self.schedule.hurry(&Question::Local);
+                self.schedule.hurry(&Question::LocalPatroni);
+            }
+            Hint::FilesChanged { pooler } => {
+                if let Some(pooler) = self.poolers.get_mut(&pooler) {
+                    pooler.files_due = self.now;
+                }
+            }
+        }
+    }
+
+    fn forget_term(&mut self, cluster: &str) {
+        let Some(view) = self.observed.clusters.get_mut(cluster) else { return };
+        self.recorder.say(self.now, "term", cluster, "forgotten on the operator's word");
+        match view.candidate {
+            Some(_) => view.adopt_candidate(self.now),
+            None => *view = ClusterView::new(None),
+        }
+        self.schedule.hurry(&Question::Store(cluster.into()));
+    }
+
+    fn reconfigure(&mut self, config: Config) {
+        let clusters = config.clusters.iter().map(|c| {
+            let view = self.observed.clusters.remove(&c.name).unwrap_or_else(|| ClusterView::new(None));
+            (c.name.clone(), view)
+        });
+        self.observed.clusters = clusters.collect();
+        let mut poolers = BTreeMap::new();
+        for new in &config.poolers {
+            let same_file = self.config.pooler(&new.name).is_some_and(|old| old.ini == new.ini);
+            let old = self.poolers.remove(&new.name).filter(|_| same_file);
+            poolers.insert(
+                new.name.clone(),
+                old.unwrap_or_else(|| Pooler::new(None, None, Vec::new(), self.now)),
+            );
+        }
+        self.poolers = poolers;
+        // The shell replaced its workers: what was asked of the old ones will not be answered.
+        self.pending.clear();
+        self.schedule = Schedule::default();
+        for pooler in self.poolers.values_mut() {
+            pooler.start_over(self.now);
+        }
+        self.config = config;
+        self.recorder.say(self.now, "config", &self.config.node, "a new configuration is in force");
+    }
+
+    fn confirm_candidates(&mut self) {
+        for cluster in &self.config.clusters {
+            let Some(view) = self.observed.clusters.get_mut(&cluster.name) else { continue };
+            if view.candidate.as_ref().is_some_and(|c| c.is_confirmed(self.now, cluster.max_fact_age)) {
+                self.recorder.say(
+                    self.now,
+                    "term",
+                    &cluster.name,
+                    "a majority of the members confirmed the store: followed",
+                );
+                view.adopt_candidate(self.now);
+            }
+        }
+    }
+
+    /// A leader that is proved writable lifts the term to its timeline.
+    fn raise_terms(&mut self) {
+        for cluster in &self.config.clusters {
+            if let Ok(leader) = writable_leader(&self.config, cluster, &self.observed, self.now)
+                && let Some(view) = self.observed.clusters.get_mut(&cluster.name)
+            {
+                view.raise_timeline(self.now, leader.timeline);
+            }
+        }
+    }
+
+    fn keep_terms(&mut self, effects: &mut Vec<Effect>) {
+        let mut orders = Vec::new();
+        for (cluster, view) in &self.observed.clusters {
+            let under_way = self
+                .pending
+                .values()
+                .any(|p| matches!(p, Pending::KeepTerm { cluster: c, .. } if c == cluster));
+            if view.term != view.kept && !under_way {
+                orders.push((cluster.clone(), view.term.clone()));
+            }
+        }
+        for (cluster, term) in orders {
+            let reason = Reason::new(Rule::TermKept, "no later run may go back behind it");
+            let order = Order::KeepTerm { cluster: cluster.clone(), term: term.clone() };
+            let effect = self.effect(order, reason, Some(Pending::KeepTerm { cluster, term }));
+            effects.push(effect);
+        }
+    }
+
+    fn reconcile_poolers(&mut self, effects: &mut Vec<Effect>) {
+        let names: Vec<String> = self.poolers.keys().cloned().collect();
+        for name in names {
+            let Some(pooler) = self.poolers.get_mut(&name) else { continue };
+            let empty = BTreeMap::new();
+            let decisions = self.desired.poolers.get(&name).unwrap_or(&empty);
+            reconcile::take_notes(pooler, decisions, self.now);
+            reconcile::note_moves(pooler, decisions, self.now);
+            if pooler.in_flight.as_ref().is_some_and(|f| self.now.since(f.since) > LOST_AFTER) {
+                pooler.in_flight = None;
+                pooler.back_off.fail(self.now, "an order was never answered".into());
+            }
+            if pooler.in_flight.is_some() {
+                continue;
+            }
+            let change =
+                reconcile::may_change(&self.config, pooler, self.now) && self.contradictions.is_empty();
+            let next =
+                change.then(|| reconcile::next_change(&self.config, pooler, decisions, self.now)).flatten();
+            let Some((order, reason)) = next.or_else(|| reconcile::next_question(pooler, self.now)) else {
+                continue;
+            };
+            if order.changes() {
+                self.recorder.say(self.now, "order", &name, format!("{order}: {}", reason.text));
+            }
+            let id = self.take_id();
+            if let Some(pooler) = self.poolers.get_mut(&name) {
+                pooler.in_flight = Some(InFlight { id, order: order.clone(), since: self.now });
+            }
+            effects.push(Effect { id, order: Order::Pooler { pooler: name, order }, reason });
+        }
+    }
+
+    /// Entries that stand in one file, but are routed by several poolers (`%include`).
+    fn shared_entries(&self) -> BTreeMap<(String, String), Vec<String>> {
+        let mut places: BTreeMap<(String, String), Vec<String>> = BTreeMap::new();
+        if self.poolers.len() < 2 {
+            return places;
+        }
+        for config in &self.config.poolers {
+            let disk = self.poolers.get(&config.name).and_then(|p| p.disk.last());
+            for entry in config.routes.keys() {
+                if let Some(file) = disk.and_then(|disk| disk.places.get(entry)) {
+                    places.entry((file.clone(), entry.clone())).or_default().push(config.name.clone());
+                }
+            }
+        }
+        places.retain(|_, poolers| poolers.len() > 1);
+        places
+    }
+
+    fn effect(&mut self, order: Order, reason: Reason, pending: Option<Pending>) -> Effect {
+        let id = self.take_id();
+        if let Some(pending) = pending {
+            self.pending.insert(id, pending);
+        }
+        Effect { id, order, reason }
+    }
+
+    fn take_id(&mut self) -> EffectId {
+        let id = EffectId(self.next_id);
+        self.next_id += 1;
+        id
+    }
+
+    fn note_changes(&mut self) {
+        let now = self.now;
+        for cluster in &self.config.clusters {
+            let view = &self.observed.clusters[&cluster.name];
+            let leader = view.topology.leader.as_ref().map_or("nobody", |l| l.name.as_str());
+            let text = format!("{leader} holds the leader key");
+            self.recorder.say_change(now, "leader", &cluster.name, leader, "nobody", &text);
+            let (key, text) = match writable_leader(&self.config, cluster, &self.observed, now) {
+                Ok(l) => (
+                    format!("{} {}", l.name, l.timeline),
+                    format!("{} is writable on timeline {}: {}", l.name, l.timeline, l.proof),
+                ),
+                Err(reason) => (reason.rule.word().to_string(), reason.text),
+            };
+            self.recorder.say_change(now, "writable", &cluster.name, &key, "", &text);
+            let refused = view.candidate.as_ref().map_or("", |c| c.reason.rule.word());
+            let text = view
+                .candidate
+                .as_ref()
+                .map_or("the store's answers are followed".into(), |c| c.reason.to_string());
+            self.recorder.say_change(now, "store", &cluster.name, refused, "", &text);
+        }
+        for (name, decisions) in &self.desired.poolers {
+            let Some(pooler) = self.poolers.get(name) else { continue };
+            for (entry, decision) in decisions {
+                note_route(&mut self.recorder, now, &format!("{name}/{entry}"), entry, pooler, decision);
+            }
+        }
+    }
+}
+
+fn note_route(
+    recorder: &mut Recorder,
+    now: Time,
+    subject: &str,
+    entry: &str,
+    pooler: &Pooler,
+    decision: &Decision,
+) {
+    let (key, text) = match &decision.target {
+        Some(t) => (t.endpoint.to_string(), format!("must lead to {}: {}", t.endpoint, decision.reason.text)),
+        None => {
+            (format!("hold {}", decision.reason.rule), format!("stays where it is: {}", decision.reason.text))
+        }
+    };
+    recorder.say_change(now, "route", subject, &key, "", &text);
+    let verified = pooler.is_verified(entry, decision, now);
+    let key = if verified { key } else { "unverified".to_string() };
+    let text = match (&decision.target, verified) {
+        (Some(target), true) => {
+            format!("leads to {}: file, loaded entry and server links agree", target.endpoint)
+        }
+        _ => "is not verified".to_string(),
+    };
+    recorder.say_change(now, "verified", subject, &key, "unverified", &text);
+}
+
+fn learn<T>(fact: &mut Fact<T>, started: Time, answer: Result<T, String>) {
+    match answer {
+        Ok(value) => fact.learn(value, started),
+        Err(why) => *fact = Fact::Unknown { why },
+    }
+}
+
+struct Facts<'a>(&'a BTreeMap<String, Pooler>);
+
+impl PoolerFacts for Facts<'_> {
+    fn version(&self, pooler: &str) -> Option<(u32, u32)> {
+        self.0.get(pooler)?.console.last().map(|view| view.version)
+    }
+
+    fn on_disk(&self, pooler: &str, entry: &str) -> Option<Endpoint> {
+        self.0.get(pooler)?.disk.last()?.entries.get(entry).cloned()
+    }
+}

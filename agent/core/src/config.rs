@@ -1,0 +1,134 @@
+//! What the operator wants, already checked: the shell parses TOML and refuses what is wrong (`agent/config.rs`).
+
+use crate::rule::Mutants;
+use alloc::collections::BTreeMap;
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::fmt;
+use core::time::Duration;
+use serde::{Deserialize, Serialize};
+
+/// Decide and act, or decide and show.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// Act.
+    Enforce,
+    /// Change nothing; `plan` shows what would be done.
+    Observe,
+}
+
+/// Where an entry of `[databases]` must lead.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RouteTo {
+    /// The writable leader.
+    Primary,
+    /// Replicas within `max_lag`.
+    Replica,
+    /// Every running member within `max_lag`.
+    Any,
+    /// This host's PostgreSQL, whatever its role.
+    Local,
+}
+
+impl fmt::Display for RouteTo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            RouteTo::Primary => "primary",
+            RouteTo::Replica => "replica",
+            RouteTo::Any => "any",
+            RouteTo::Local => "local",
+        })
+    }
+}
+
+/// One route.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Route {
+    /// Where to.
+    pub to: RouteTo,
+    /// Name of the cluster ([`ClusterConfig::name`]).
+    pub cluster: String,
+    /// Replicas further behind than this many bytes get no traffic; none: no limit.
+    pub max_lag: Option<u64>,
+    /// Lead to the primary while no replica fits.
+    pub fallback_primary: bool,
+}
+
+/// One Patroni cluster that this agent follows.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ClusterConfig {
+    /// `scope`, or `scope/group` for a Citus group.
+    pub name: String,
+    /// A fact older than this is unknown.
+    pub max_fact_age: Duration,
+}
+
+/// One PgBouncer process on this host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct PoolerConfig {
+    /// Its name in our words.
+    pub name: String,
+    /// Path of its ini file.
+    pub ini: String,
+    /// Entry of `[databases]` -> where it must lead.
+    pub routes: BTreeMap<String, Route>,
+}
+
+/// The PostgreSQL on this host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct LocalConfig {
+    /// Name of the cluster it belongs to.
+    pub cluster: String,
+    /// The local Patroni's REST API.
+    pub patroni_url: Option<String>,
+    /// The server is probed directly.
+    pub probe: bool,
+}
+
+/// Times around a switch.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct SwitchConfig {
+    /// Server links that still lead to the old target are cut after this.
+    pub stale_after: Duration,
+    /// After a promotion a replica on the parent timeline stays eligible for this long.
+    pub failover_hold: Duration,
+}
+
+/// All of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Config {
+    /// This host's name.
+    pub node: String,
+    /// Act or show.
+    pub mode: Mode,
+    /// Clusters; names are unique.
+    pub clusters: Vec<ClusterConfig>,
+    /// PostgreSQL and Patroni on this host, if any.
+    pub local: Option<LocalConfig>,
+    /// PgBouncer processes; names and ini files are unique.
+    pub poolers: Vec<PoolerConfig>,
+    /// Times around a switch.
+    pub switch: SwitchConfig,
+    /// Rules that are broken on purpose: always none outside the tests.
+    #[serde(skip)]
+    pub mutants: Mutants,
+}
+
+impl Config {
+    /// The cluster of that name.
+    pub fn cluster(&self, name: &str) -> Option<&ClusterConfig> {
+        self.clusters.iter().find(|c| c.name == name)
+    }
+
+    /// The pooler of that name.
+    pub fn pooler(&self, name: &str) -> Option<&PoolerConfig> {
+        self.poolers.iter().find(|p| p.name == name)
+    }
+
+    /// Whether any route of this host leads into the cluster.
+    pub fn routes_into<'a>(&'a self, cluster: &'a str) -> impl Iterator<Item = &'a Route> + 'a {
+        self.poolers.iter().flat_map(|p| p.routes.values()).filter(move |r| r.cluster == cluster)
+    }
+}

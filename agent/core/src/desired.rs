@@ -1,0 +1,381 @@
+//! The one state this host should be in.
+
+use crate::config::{ClusterConfig, Config, PoolerConfig, Route, RouteTo};
+use crate::leader::{WritableLeader, term_kept, writable_leader};
+use crate::observed::{ClusterView, Observed};
+use crate::rule::{Reason, Rule};
+use crate::time::{Human, Time};
+use crate::topology::{Endpoint, Member, Role, Topology};
+use crate::wal::{Lsn, Timeline};
+use alloc::collections::BTreeMap;
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+
+/// Where an entry must lead now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Target {
+    /// Members it leads to, in order.
+    pub members: Vec<String>,
+    /// The `host` value (a list is joined with commas) and port.
+    pub endpoint: Endpoint,
+    /// Endpoints to which existing links may stay, though the entry does not name them.
+    pub tolerated: Vec<Endpoint>,
+    /// Endpoints to which links ought not to lead, but from which nobody is cut: a read that ends by itself on a running
+    /// member does no harm.
+    pub spared: Vec<Endpoint>,
+}
+
+/// What is decided for one route.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Decision {
+    /// Where to; none: unknown, hands off.
+    pub target: Option<Target>,
+    /// Why.
+    pub reason: Reason,
+}
+
+/// Pooler -> entry -> decision.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Desired {
+    /// By pooler name.
+    pub poolers: BTreeMap<String, BTreeMap<String, Decision>>,
+}
+
+/// What the plan needs to know of a pooler besides the configuration.
+pub trait PoolerFacts {
+    /// PgBouncer's version, once it was told.
+    fn version(&self, pooler: &str) -> Option<(u32, u32)>;
+    /// What the file on disk says for an entry.
+    fn on_disk(&self, pooler: &str, entry: &str) -> Option<Endpoint>;
+}
+
+/// Plans where every route of this host leads. Total and idempotent: a settled host plans what is already there.
+pub fn plan(config: &Config, observed: &Observed, facts: &dyn PoolerFacts, now: Time) -> Desired {
+    let clusters: BTreeMap<&str, ClusterPlan<'_>> = config
+        .clusters
+        .iter()
+        .map(|cluster| (cluster.name.as_str(), ClusterPlan::new(config, cluster, observed, now)))
+        .collect();
+    let routes = |pooler: &PoolerConfig| {
+        let decide = |(entry, route): (&String, &Route)| {
+            let asked = Asked { pooler: &pooler.name, entry, route, facts };
+            (entry.clone(), clusters[route.cluster.as_str()].decide(&asked))
+        };
+        (pooler.name.clone(), pooler.routes.iter().map(decide).collect())
+    };
+    Desired { poolers: config.poolers.iter().map(routes).collect() }
+}
+
+struct Asked<'a> {
+    pooler: &'a str,
+    entry: &'a str,
+    route: &'a Route,
+    facts: &'a dyn PoolerFacts,
+}
+
+struct ClusterPlan<'a> {
+    config: &'a Config,
+    observed: &'a Observed,
+    view: &'a ClusterView,
+    now: Time,
+    topology: Result<&'a Topology, Reason>,
+    primary: Result<WritableLeader, Reason>,
+}
+
+impl<'a> ClusterPlan<'a> {
+    fn new(config: &'a Config, cluster: &'a ClusterConfig, observed: &'a Observed, now: Time) -> Self {
+        let view = &observed.clusters[&cluster.name];
+        let primary = writable_leader(config, cluster, observed, now)
+            .and_then(|leader| term_kept(config, view).map(|()| leader));
+        ClusterPlan { config, observed, view, now, topology: view.usable(config, cluster, now), primary }
+    }
+
+    fn decide(&self, asked: &Asked<'_>) -> Decision {
+        match asked.route.to {
+            RouteTo::Primary => self.to_primary(),
+            RouteTo::Local => self.to_local(),
+            RouteTo::Replica | RouteTo::Any => self.to_readers(asked),
+        }
+    }
+
+    fn to_primary(&self) -> Decision {
+        match &self.primary {
+            Ok(leader) => Decision {
+                target: Some(one(&leader.name, &leader.endpoint)),
+                reason: Reason::new(
+                    Rule::WritableLeader,
+                    format!(
+                        "{} leads and is writable on timeline {}: {}",
+                        leader.name, leader.timeline, leader.proof
+                    ),
+                ),
+            },
+            Err(reason) => Decision { target: None, reason: reason.clone() },
+        }
+    }
+
+    fn to_local(&self) -> Decision {
+        let hold = |text: String| Decision { target: None, reason: Reason::new(Rule::HandsOff, text) };
+        let Some(name) = self.observed.local_member(self.config) else {
+            return hold("there is no [patroni] or [postgres] on this host".into());
+        };
+        let topology = match &self.topology {
+            Ok(topology) => topology,
+            Err(reason) => return Decision { target: None, reason: reason.clone() },
+        };
+        match topology.members.get(name).map(|m| m.endpoint.as_ref()) {
+            Some(Some(endpoint)) => Decision {
+                target: Some(one(name, endpoint)),
+                reason: Reason::new(Rule::LocalServer, format!("{name} is the member on this host")),
+            },
+            Some(None) => hold(format!("{name} is on this host, but its key has no usable conn_url")),
+            None => hold(format!("{name} is not a member of the cluster")),
+        }
+    }
+
+    fn to_readers(&self, asked: &Asked<'_>) -> Decision {
+        let topology = match &self.topology {
+            Ok(topology) => topology,
+            Err(reason) => return Decision { target: None, reason: reason.clone() },
+        };
+        let current = asked.facts.on_disk(asked.pooler, asked.entry);
+        let (mut fit, unfit) = self.sort_members(topology, asked.route, current.as_ref());
+        if asked.route.to == RouteTo::Any {
+            fit.extend(self.readable_leader(topology));
+            fit.sort();
+        }
+        if fit.is_empty() {
+            return self.without_readers(asked.route, &unfit);
+        }
+        match asked.facts.version(asked.pooler) {
+            None => Decision {
+                target: None,
+                reason: Reason::new(
+                    Rule::HandsOff,
+                    "PgBouncer's version is not known yet: one host or a list?",
+                ),
+            },
+            Some(version) => self.choose(asked, fit, &unfit, version >= (1, 17), current.as_ref()),
+        }
+    }
+
+    /// The leader, where it may be read: a writable primary, or the running leader of a standby cluster.
+    fn readable_leader(&self, topology: &Topology) -> Option<(String, Endpoint)> {
+        if let Ok(leader) = &self.primary {
+            return Some((leader.name.clone(), leader.endpoint.clone()));
+        }
+        let leader =
+            topology.leader_member().filter(|m| topology.config.standby_cluster && m.is_running())?;
+        Some((leader.name.clone(), leader.endpoint.clone()?))
+    }
+
+    /// Members that may be read, and why the others may not.
+    fn sort_members(
+        &self,
+        topology: &Topology,
+        route: &Route,
+        current: Option<&Endpoint>,
+    ) -> (Vec<(String, Endpoint)>, Vec<String>) {
+        let (mut fit, mut unfit) = (Vec::new(), Vec::new());
+        for member in topology.members.values() {
+            if topology.leader.as_ref().is_some_and(|l| l.name == member.name) {
+                continue;
+            }
+            let listed = |e: &Endpoint| {
+                current.is_some_and(|c| c.port == e.port && c.host.split(',').any(|h| h == e.host))
+            };
+            let is_listed = member.endpoint.as_ref().is_some_and(listed);
+            match (self.objection(topology, member, route, is_listed), &member.endpoint) {
+                (None, Some(endpoint)) => fit.push((member.name.clone(), endpoint.clone())),
+                (Some(why), _) => unfit.push(format!("{} {why}", member.name)),
+                (None, None) => unfit.push(format!("{} has no usable conn_url", member.name)),
+            }
+        }
+        (fit, unfit)
+    }
+
+    /// Why a member must not be read.
+    fn objection(
+        &self,
+        topology: &Topology,
+        member: &Member,
+        route: &Route,
+        is_listed: bool,
+    ) -> Option<String> {
+        if !self.config.mutants.obey(Rule::EligibleReplica) {
+            return None;
+        }
+        if member.role != Some(Role::Replica) {
+            return Some(format!("is {}", member.role.map_or("of unknown role", Role::word)));
+        }
+        if !member.is_running() {
+            return Some(format!(
+                "is {}",
+                if member.state.is_empty() { "in an unknown state" } else { &member.state }
+            ));
+        }
+        if member.has_tag("noloadbalance") {
+            return Some("has the tag noloadbalance".into());
+        }
+        let asked = self.view.asked.get(&member.name).and_then(|f| f.last());
+        let on_leader_timeline = match (leader_timeline(self.view, topology), member.timeline) {
+            (Some(leader), Some(own)) if own < leader => {
+                let grace = self.config.switch.failover_hold;
+                match self.view.promoted {
+                    Some((at, parent)) if own == parent && self.now.since(at) <= grace => false,
+                    _ => return Some(format!("is still on timeline {own}, the leader on {leader}")),
+                }
+            }
+            _ => true,
+        };
+        let limit = route.max_lag?;
+        if !on_leader_timeline {
+            return None;
+        }
+        let replayed = asked.and_then(|status| status.replayed);
+        match lag(topology, member, replayed) {
+            // Lists that change often cost links: who is in stays until the limit, who is out enters at half of it.
+            Some(lag) if lag <= limit && (is_listed || lag <= limit / 2) => None,
+            Some(lag) => Some(format!("lags {lag} bytes")),
+            None if is_listed => None,
+            None => Some("does not tell its lag".into()),
+        }
+    }
+
+    fn without_readers(&self, route: &Route, unfit: &[String]) -> Decision {
+        let why = match unfit {
+            [] => "there is no other member".to_string(),
+            list => list.join("; "),
+        };
+        if route.fallback_primary && self.config.mutants.obey(Rule::Fallback) {
+            let mut decision = self.to_primary();
+            if decision.target.is_some() {
+                decision.reason =
+                    Reason::new(Rule::Fallback, format!("no replica fits ({why}): to the primary"));
+            }
+            return decision;
+        }
+        Decision {
+            target: None,
+            reason: Reason::new(Rule::HandsOff, format!("no replica fits ({why}): it stays where it is")),
+        }
+    }
+
+    fn choose(
+        &self,
+        asked: &Asked<'_>,
+        fit: Vec<(String, Endpoint)>,
+        unfit: &[String],
+        lists: bool,
+        current: Option<&Endpoint>,
+    ) -> Decision {
+        let at = |endpoint: &Endpoint| fit.iter().find(|(_, e)| e == endpoint);
+        let chosen: Vec<&(String, Endpoint)> = if lists {
+            // PgBouncer takes one port for the whole list: the one that most members share.
+            let port = most_common_port(&fit);
+            fit.iter().filter(|(_, e)| e.port == port).collect()
+        } else {
+            let spread =
+                || fit.iter().min_by_key(|(name, _)| spread_key(&self.config.node, asked.entry, name));
+            current.and_then(at).or_else(spread).into_iter().collect()
+        };
+        let hosts: Vec<&str> = chosen.iter().map(|(_, e)| e.host.as_str()).collect();
+        let members: Vec<String> = chosen.iter().map(|(name, _)| name.clone()).collect();
+        let port = chosen.first().map_or(5432, |(_, e)| e.port);
+        let mut text = format!("{} may be read", members.join(", "));
+        if !unfit.is_empty() {
+            text = format!("{text}; {}", unfit.join("; "));
+        }
+        let target = Target {
+            members,
+            endpoint: Endpoint { host: hosts.join(","), port },
+            tolerated: fit.iter().map(|(_, e)| e.clone()).collect(),
+            spared: self
+                .view
+                .topology
+                .members
+                .values()
+                .filter(|m| m.is_running())
+                .filter_map(|m| m.endpoint.clone())
+                .collect(),
+        };
+        Decision { target: Some(target), reason: Reason::new(Rule::EligibleReplica, text) }
+    }
+}
+
+fn one(name: &str, endpoint: &Endpoint) -> Target {
+    Target {
+        members: [name.to_string()].into(),
+        endpoint: endpoint.clone(),
+        tolerated: Vec::new(),
+        spared: Vec::new(),
+    }
+}
+
+/// The newest timeline that the leader is known to be on.
+pub fn leader_timeline(view: &ClusterView, topology: &Topology) -> Option<Timeline> {
+    let record = topology.leader_member().and_then(|m| m.timeline);
+    record.max(view.term.as_ref().and_then(|t| t.timeline))
+}
+
+/// Bytes behind the leader's position in the store, as Patroni counts them.
+pub fn lag(topology: &Topology, member: &Member, replayed: Option<Lsn>) -> Option<u64> {
+    let leader = topology.leader_lsn.max(topology.leader_member().and_then(|m| m.lsn))?;
+    let own = member.lsn.max(replayed)?;
+    Some(leader.bytes_since(own))
+}
+
+fn most_common_port(fit: &[(String, Endpoint)]) -> u16 {
+    let mut count: BTreeMap<u16, usize> = BTreeMap::new();
+    for (_, endpoint) in fit {
+        *count.entry(endpoint.port).or_default() += 1;
+    }
+    count.into_iter().max_by_key(|(port, n)| (*n, core::cmp::Reverse(*port))).map_or(5432, |(port, _)| port)
+}
+
+/// Spreads hosts over replicas without anybody coordinating (highest random weight, FNV-1a).
+fn spread_key(node: &str, entry: &str, member: &str) -> u64 {
+    let bytes = node.bytes().chain([0]).chain(entry.bytes()).chain([0]).chain(member.bytes());
+    bytes.fold(0xcbf2_9ce4_8422_2325, |hash, b| (hash ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3))
+}
+
+/// What a desired state contradicts in itself. The agent acts on none of it while there is any.
+pub fn lint(
+    config: &Config,
+    desired: &Desired,
+    shared: &BTreeMap<(String, String), Vec<String>>,
+) -> Vec<String> {
+    let mut found = Vec::new();
+    for pooler in &config.poolers {
+        for (entry, decision) in desired.poolers.get(&pooler.name).into_iter().flatten() {
+            let Some(target) = &decision.target else { continue };
+            let route = pooler.routes.get(entry);
+            if route.is_some_and(|r| r.to == RouteTo::Primary) && target.endpoint.host.contains(',') {
+                found.push(format!("{}/{entry} is a write route with more than one host", pooler.name));
+            }
+            if target.endpoint.host.is_empty() || target.endpoint.port == 0 || target.members.is_empty() {
+                found.push(format!("{}/{entry} leads nowhere", pooler.name));
+            }
+        }
+    }
+    for ((file, entry), poolers) in shared {
+        let target =
+            |pooler: &String| desired.poolers.get(pooler)?.get(entry)?.target.as_ref().map(|t| &t.endpoint);
+        let mut targets: Vec<_> = poolers.iter().filter_map(target).collect();
+        targets.sort();
+        targets.dedup();
+        if targets.len() > 1 {
+            let names = poolers.join(" and ");
+            found.push(format!(
+                "{file}: {names} share the entry {entry}, but want it to lead to different places"
+            ));
+        }
+    }
+    found
+}
+
+/// The age of something, for people.
+pub fn aged(now: Time, seen: Option<Time>) -> String {
+    seen.map_or_else(|| "never".into(), |seen| format!("{} ago", Human(now.since(seen))))
+}

@@ -1,0 +1,157 @@
+//! What the core is told. Every event is a fact in the past tense.
+
+use crate::config::Config;
+use crate::effect::EffectId;
+use crate::patroni::{Keys, StoredValue};
+use crate::pgbouncer::console::ConsoleView;
+use crate::pgbouncer::ini::Files;
+use crate::time::Time;
+use crate::wal::{Lsn, Term, Timeline};
+use alloc::collections::BTreeMap;
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::time::Duration;
+
+/// A fact.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Event {
+    /// Time passed.
+    Tick,
+    /// A new configuration was read and found valid.
+    Configured(Config),
+    /// All keys of a cluster were read from its store.
+    StoreRead {
+        /// Name of the cluster.
+        cluster: String,
+        /// What was read.
+        read: StoreRead,
+    },
+    /// The store's watch reported changes.
+    StoreChanged {
+        /// Name of the cluster.
+        cluster: String,
+        /// The changes of one store revision.
+        change: StoreChange,
+    },
+    /// The store could not be read, or its watch broke. A new full read follows.
+    StoreFailed {
+        /// Name of the cluster.
+        cluster: String,
+        /// Why, for people.
+        why: String,
+    },
+    /// Somebody said that something happened (a callback, a changed file): look now.
+    Hinted(Hint),
+    /// The operator adopted whatever the store of this cluster says now.
+    TermForgotten {
+        /// Name of the cluster.
+        cluster: String,
+    },
+    /// An effect ended.
+    Done {
+        /// Which.
+        id: EffectId,
+        /// When the shell began with it: an answer is a fact as of then.
+        started: Time,
+        /// What came of it.
+        outcome: Outcome,
+    },
+}
+
+/// A reason to look now. Nothing is believed because of a hint.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Hint {
+    /// Patroni ran a callback on this host.
+    Callback {
+        /// `on_role_change` and so on.
+        action: String,
+        /// Patroni's word for the role.
+        role: String,
+        /// Patroni's scope.
+        scope: String,
+    },
+    /// A file of this pooler's configuration changed on disk.
+    FilesChanged {
+        /// Name of the pooler.
+        pooler: String,
+    },
+}
+
+/// One full read of a cluster's keys.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoreRead {
+    /// Identity of the store (etcd: the cluster id).
+    pub store: String,
+    /// Its consensus term, where it has one (etcd: the raft term).
+    pub raft_term: u64,
+    /// Its revision at the read.
+    pub revision: u64,
+    /// Keys below the cluster's prefix.
+    pub keys: Keys,
+    /// How long the leader key will live from the start of the read on, if nobody renews it.
+    pub leader_ttl: Option<Duration>,
+    /// When the read was begun.
+    pub started: Time,
+}
+
+/// The changes of one revision.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoreChange {
+    /// Identity of the store.
+    pub store: String,
+    /// Its revision after the changes.
+    pub revision: u64,
+    /// Key below the prefix and its new value; none: deleted.
+    pub changes: Vec<(String, Option<StoredValue>)>,
+}
+
+/// What an earlier run left in the state folder.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Restored {
+    /// Terms by cluster name.
+    pub terms: BTreeMap<String, Term>,
+    /// Poolers whose `server_login_retry` we lowered and did not give back.
+    pub borrowed_login_retry: BTreeMap<String, String>,
+    /// Databases that we cut (KILL) and did not resume yet, by pooler.
+    pub cut: BTreeMap<String, Vec<String>>,
+    /// Last files that PgBouncer was seen to have loaded, by pooler.
+    pub last_good: BTreeMap<String, Files>,
+}
+
+/// What came of an effect.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Outcome {
+    /// It was done.
+    Done,
+    /// It failed, or its deadline passed; it may have had its effect all the same.
+    Failed {
+        /// Why, for people.
+        why: String,
+    },
+    /// The file is not what the decision saw: nothing was written.
+    ChangedMeanwhile,
+    /// Answer of a member's `GET /primary`.
+    Member {
+        /// HTTP status.
+        code: u16,
+        /// Body.
+        body: Vec<u8>,
+    },
+    /// Answer of the local server.
+    Local(LocalServer),
+    /// The pooler's configuration files.
+    Files(Files),
+    /// The pooler's console.
+    Console(ConsoleView),
+}
+
+/// What the PostgreSQL on this host says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LocalServer {
+    /// `pg_is_in_recovery()`.
+    pub in_recovery: bool,
+    /// Timeline, if it could be told.
+    pub timeline: Option<Timeline>,
+    /// Write position, or replay position in recovery.
+    pub lsn: Option<Lsn>,
+}

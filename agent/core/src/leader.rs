@@ -1,0 +1,157 @@
+//! May writes be sent to the leader?
+
+use crate::config::{ClusterConfig, Config};
+use crate::observed::{ClusterView, LOCAL_PROBE_AGE, Observed};
+use crate::rule::{Reason, Rule};
+use crate::time::Time;
+use crate::topology::{Endpoint, Member};
+use crate::wal::Timeline;
+use alloc::format;
+use alloc::string::String;
+
+/// A leader that is proved to accept writes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WritableLeader {
+    /// Its name.
+    pub name: String,
+    /// Where its server listens.
+    pub endpoint: Endpoint,
+    /// The timeline it writes on.
+    pub timeline: Timeline,
+    /// What proves it, for people.
+    pub proof: String,
+}
+
+/// The leader of the cluster, if everything we know says that it accepts writes. It may still have to wait for its term
+/// to be kept on disk: see [`term_kept`].
+///
+/// # Errors
+/// The rule that speaks against it.
+pub fn writable_leader(
+    config: &Config,
+    cluster: &ClusterConfig,
+    observed: &Observed,
+    now: Time,
+) -> Result<WritableLeader, Reason> {
+    let view = &observed.clusters[&cluster.name];
+    let topology = view.usable(config, cluster, now)?;
+    if topology.config.standby_cluster {
+        return Err(Reason::new(
+            Rule::HandsOff,
+            format!("{} is a standby cluster: nobody accepts writes", cluster.name),
+        ));
+    }
+    let Some(leader) = &topology.leader else {
+        return Err(Reason::new(Rule::HandsOff, format!("nobody holds the leader key of {}", cluster.name)));
+    };
+    let Some(member) = topology.leader_member() else {
+        let text = format!("the leader key names {}, which is no member of {}", leader.name, cluster.name);
+        return Err(Reason::new(Rule::HandsOff, text));
+    };
+    let Some(endpoint) = &member.endpoint else {
+        let problem = member.problem.as_deref().unwrap_or("its key has no conn_url");
+        return Err(Reason::new(Rule::HandsOff, format!("{}: {problem}", member.name)));
+    };
+    let (timeline, proof) = proof(config, cluster, observed, view, member, now)?;
+    check_timeline(config, view, member, timeline)?;
+    check_claimants(config, cluster, view, member, timeline, now)?;
+    Ok(WritableLeader { name: member.name.clone(), endpoint: endpoint.clone(), timeline, proof })
+}
+
+/// What proves that the leader is out of recovery: this host's own server, if it is the leader; else its REST API.
+fn proof(
+    config: &Config,
+    cluster: &ClusterConfig,
+    observed: &Observed,
+    view: &ClusterView,
+    member: &Member,
+    now: Time,
+) -> Result<(Timeline, String), Reason> {
+    if !config.mutants.obey(Rule::WritableLeader) {
+        let timeline = member.timeline.or(view.term.as_ref().and_then(|t| t.timeline));
+        return Ok((timeline.unwrap_or(Timeline(1)), "none".into()));
+    }
+    let not = |text: String| Err(Reason::new(Rule::WritableLeader, text));
+    let here = config.local.as_ref().is_some_and(|l| l.cluster == cluster.name && l.probe);
+    if here
+        && observed.local_member(config) == Some(&member.name)
+        && let Ok(server) = observed.local.fresh(now, LOCAL_PROBE_AGE)
+    {
+        if server.in_recovery {
+            return not(format!("{} leads, but its server is still in recovery", member.name));
+        }
+        if let Some(timeline) = server.timeline {
+            return Ok((timeline, "the server on this host is out of recovery".into()));
+        }
+    }
+    let Some(fact) = view.asked.get(&member.name) else {
+        return not(format!("{} leads; its REST API has not answered yet", member.name));
+    };
+    let max_age =
+        if config.mutants.obey(Rule::FactAge) { cluster.max_fact_age } else { core::time::Duration::MAX };
+    match fact.fresh(now, max_age) {
+        Err(why) => not(format!("{} leads; its REST API: {why}", member.name)),
+        Ok(status) if !status.is_writable() => {
+            let role = status.role.map_or("unknown", |role| role.word());
+            not(format!(
+                "{} leads, but is not writable yet (state {}, role {role})",
+                member.name, status.state
+            ))
+        }
+        Ok(status) => match (status.timeline, &status.system_id, &view.topology.system_id) {
+            (_, Some(said), Some(known)) if said != known => {
+                not(format!("{} answers for system {said}, but the cluster is {known}", member.name))
+            }
+            (Some(timeline), ..) => Ok((timeline, format!("{} says so by REST", member.name))),
+            (None, ..) => not(format!("{} does not tell its timeline", member.name)),
+        },
+    }
+}
+
+fn check_timeline(
+    config: &Config,
+    view: &ClusterView,
+    member: &Member,
+    timeline: Timeline,
+) -> Result<(), Reason> {
+    let below = view.term.as_ref().and_then(|t| t.timeline).filter(|known| timeline < *known);
+    match below {
+        Some(known) if config.mutants.obey(Rule::TermTimeline) => Err(Reason::new(
+            Rule::TermTimeline,
+            format!("{} writes on timeline {timeline}, but timeline {known} was already seen", member.name),
+        )),
+        _ => Ok(()),
+    }
+}
+
+fn check_claimants(
+    config: &Config,
+    cluster: &ClusterConfig,
+    view: &ClusterView,
+    member: &Member,
+    timeline: Timeline,
+    now: Time,
+) -> Result<(), Reason> {
+    let claimants = view.claimants(now, cluster.max_fact_age, timeline);
+    match claimants.first() {
+        Some(other) if config.mutants.obey(Rule::TwoPrimaries) => Err(Reason::new(
+            Rule::TwoPrimaries,
+            format!(
+                "{} leads, but {other} says that it is primary as well, on timeline {timeline} or newer",
+                member.name
+            ),
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// Whether the term is on disk, so that no later run of this agent goes back behind it.
+///
+/// # Errors
+/// That it is not yet.
+pub fn term_kept(config: &Config, view: &ClusterView) -> Result<(), Reason> {
+    if view.term == view.kept || !config.mutants.obey(Rule::TermKept) {
+        return Ok(());
+    }
+    Err(Reason::new(Rule::TermKept, "the new term is being written to the state folder"))
+}

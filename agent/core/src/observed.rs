@@ -1,0 +1,391 @@
+//! What we know, how fresh it is, how new it is.
+
+use crate::config::{ClusterConfig, Config};
+use crate::event::{LocalServer, StoreChange, StoreRead};
+use crate::patroni::{Keys, MemberStatus, read_topology};
+use crate::rule::{Reason, Rule};
+use crate::time::{Human, Time};
+use crate::topology::{Member, Role, Topology};
+use crate::wal::{Term, Timeline};
+use alloc::collections::BTreeMap;
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::time::Duration;
+
+/// The local server is unknown after this long without an answer, whatever `max_fact_age`.
+pub const LOCAL_PROBE_AGE: Duration = Duration::from_secs(2);
+
+/// Something we asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Fact<T> {
+    /// Never answered, or the newest answer was a failure.
+    Unknown {
+        /// Why, for people.
+        why: String,
+    },
+    /// Answered.
+    Known {
+        /// The answer.
+        value: T,
+        /// When the question was put: the answer is at least as new.
+        seen: Time,
+    },
+}
+
+impl<T> Fact<T> {
+    /// Nobody asked yet.
+    pub fn never() -> Self {
+        Fact::Unknown { why: "not asked yet".into() }
+    }
+
+    /// The value, if it is no older than `max_age`.
+    ///
+    /// # Errors
+    /// Why it is unknown, for people.
+    pub fn fresh(&self, now: Time, max_age: Duration) -> Result<&T, String> {
+        match self {
+            Fact::Unknown { why } => Err(why.clone()),
+            Fact::Known { value, seen } if now.since(*seen) <= max_age => Ok(value),
+            Fact::Known { seen, .. } => Err(format!("the last answer is {} old", Human(now.since(*seen)))),
+        }
+    }
+
+    /// The value, however old.
+    pub fn last(&self) -> Option<&T> {
+        match self {
+            Fact::Unknown { .. } => None,
+            Fact::Known { value, .. } => Some(value),
+        }
+    }
+
+    /// When the question for the newest answer was put.
+    pub fn seen(&self) -> Option<Time> {
+        match self {
+            Fact::Unknown { .. } => None,
+            Fact::Known { seen, .. } => Some(*seen),
+        }
+    }
+
+    /// Takes an answer, unless a newer one is there.
+    pub fn learn(&mut self, value: T, started: Time) {
+        if self.seen().is_none_or(|seen| seen <= started) {
+            *self = Fact::Known { value, seen: started };
+        }
+    }
+}
+
+/// A read that was not adopted, and why.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Candidate {
+    /// What was read.
+    pub read: StoreRead,
+    /// Its keys, understood.
+    pub topology: Topology,
+    /// Why it is not followed.
+    pub reason: Reason,
+    /// What its members say by REST.
+    pub asked: BTreeMap<String, Fact<MemberStatus>>,
+}
+
+impl Candidate {
+    /// Whether a majority of the members it names confirms it: they belong to the same system, and the only writable
+    /// one among them is its leader.
+    pub fn is_confirmed(&self, now: Time, max_age: Duration) -> bool {
+        let Some(leader) = &self.topology.leader else { return false };
+        let fresh = |name: &String| self.asked.get(name).and_then(|fact| fact.fresh(now, max_age).ok());
+        let answers: Vec<(&String, &MemberStatus)> =
+            self.topology.members.keys().filter_map(|name| Some((name, fresh(name)?))).collect();
+        let same_system = |status: &MemberStatus| status.system_id == self.topology.system_id;
+        let agreeing = answers.iter().filter(|(_, status)| same_system(status)).count();
+        let mut writable = answers.iter().filter(|(_, status)| status.is_writable());
+        agreeing * 2 > self.topology.members.len()
+            && writable.next().is_some_and(|(name, _)| **name == leader.name)
+            && writable.next().is_none()
+    }
+}
+
+/// What we know of one cluster.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClusterView {
+    /// Keys in force.
+    keys: Keys,
+    /// Them, understood.
+    pub topology: Topology,
+    /// Store id, consensus term and revision of the view in force.
+    pub version: Option<(String, u64, u64)>,
+    /// When the newest full read was begun.
+    pub seen: Option<Time>,
+    /// Why the last attempt to read failed; cleared by a success.
+    pub failed: Option<String>,
+    /// Start of the read that proved it, and time the leader key had left then.
+    pub lease: Option<(Time, Duration)>,
+    /// How new our view is; never goes back by itself.
+    pub term: Option<Term>,
+    /// The term that is on disk.
+    pub kept: Option<Term>,
+    /// Why the term could not be kept on disk.
+    pub keep_failed: Option<String>,
+    /// A read that we refuse to follow for now.
+    pub candidate: Option<Candidate>,
+    /// Answers of members' REST APIs.
+    pub asked: BTreeMap<String, Fact<MemberStatus>>,
+    /// When the present leader key was first seen.
+    pub leader_since: Time,
+    /// When the timeline last rose, and what it was before.
+    pub promoted: Option<(Time, Timeline)>,
+}
+
+impl ClusterView {
+    /// Knows nothing but the term of an earlier run.
+    pub fn new(term: Option<Term>) -> Self {
+        ClusterView {
+            keys: Keys::new(),
+            topology: Topology::default(),
+            version: None,
+            seen: None,
+            failed: None,
+            lease: None,
+            kept: term.clone(),
+            term,
+            keep_failed: None,
+            candidate: None,
+            asked: BTreeMap::new(),
+            leader_since: Time::ZERO,
+            promoted: None,
+        }
+    }
+
+    /// A full read of the store came in.
+    pub fn observe_read(&mut self, config: &Config, now: Time, read: StoreRead) {
+        self.failed = None;
+        let topology = read_topology(&read.keys);
+        match self.objection(config, &read, &topology) {
+            Some(reason) => {
+                let before = self
+                    .candidate
+                    .take()
+                    .filter(|c| c.read.store == read.store && c.topology.leader == topology.leader);
+                let asked = before.map(|c| c.asked).unwrap_or_default();
+                self.candidate = Some(Candidate { read, topology, reason, asked });
+            }
+            None => self.adopt(now, read, topology),
+        }
+    }
+
+    /// Why a read must not be followed.
+    fn objection(&self, config: &Config, read: &StoreRead, topology: &Topology) -> Option<Reason> {
+        if let Some((store, raft_term, revision)) = &self.version
+            && *store == read.store
+            && (read.revision < *revision || read.raft_term < *raft_term)
+            && config.mutants.obey(Rule::OlderView)
+        {
+            let text = format!(
+                "the store answered revision {} (consensus term {}), but {revision} ({raft_term}) was already seen",
+                read.revision, read.raft_term
+            );
+            return Some(Reason::new(Rule::OlderView, text));
+        }
+        let term = self.term.as_ref()?;
+        if !config.mutants.obey(Rule::StrangeStore) {
+            return None;
+        }
+        if let (Some(known), Some(read)) = (&term.system_id, &topology.system_id)
+            && known != read
+        {
+            let text = format!("the store now describes system {read}, not {known}");
+            return Some(Reason::new(Rule::StrangeStore, text));
+        }
+        if term.store != read.store {
+            let text = format!("the store's identity is {}, not {}", read.store, term.store);
+            return Some(Reason::new(Rule::StrangeStore, text));
+        }
+        if read.revision < term.revision && config.mutants.obey(Rule::OlderView) {
+            let text = format!(
+                "the store is at revision {}, before revision {} of the term",
+                read.revision, term.revision
+            );
+            return Some(Reason::new(Rule::OlderView, text));
+        }
+        None
+    }
+
+    /// Takes a read as the view in force.
+    fn adopt(&mut self, now: Time, read: StoreRead, topology: Topology) {
+        self.candidate = None;
+        self.lease = read.leader_ttl.map(|ttl| (read.started, ttl));
+        self.seen = Some(self.seen.map_or(read.started, |seen| seen.max(read.started)));
+        self.version = Some((read.store, read.raft_term, read.revision));
+        self.keys = read.keys;
+        self.take_topology(now, topology);
+    }
+
+    /// Takes the refused read after all: a majority confirmed it, or the operator asked for it. The old term is void.
+    pub fn adopt_candidate(&mut self, now: Time) {
+        if let Some(candidate) = self.candidate.take() {
+            self.term = None;
+            self.asked.clear();
+            self.adopt(now, candidate.read, candidate.topology);
+        }
+    }
+
+    /// The watch reported changes. Returns whether the leader key changed.
+    pub fn observe_change(&mut self, config: &Config, now: Time, change: StoreChange) -> bool {
+        let Some((store, _, revision)) = &mut self.version else { return false };
+        let older = change.revision <= *revision && config.mutants.obey(Rule::OlderView);
+        if *store != change.store || older {
+            return false;
+        }
+        *revision = change.revision;
+        let leader_changed = change.changes.iter().any(|(key, _)| key == "leader");
+        for (key, value) in change.changes {
+            match value {
+                Some(value) => self.keys.insert(key, value),
+                None => self.keys.remove(&key),
+            };
+        }
+        if leader_changed {
+            // Its lease is known again after the next read.
+            self.lease = None;
+        }
+        self.take_topology(now, read_topology(&self.keys));
+        leader_changed
+    }
+
+    fn take_topology(&mut self, now: Time, topology: Topology) {
+        if topology.leader != self.topology.leader {
+            self.leader_since = now;
+            if let Some(leader) = &topology.leader {
+                // An answer from before this leadership proves nothing about it.
+                self.asked.remove(&leader.name);
+            }
+        }
+        self.topology = topology;
+        let (Some(leader), Some((store, ..))) = (&self.topology.leader, &self.version) else { return };
+        let (revision, store) = (leader.revision, store.clone());
+        let system_id = self.topology.system_id.clone();
+        match &mut self.term {
+            Some(term) => {
+                term.revision = term.revision.max(revision);
+                term.system_id = system_id.or(term.system_id.take());
+            }
+            None => self.term = Some(Term { system_id, timeline: None, store, revision }),
+        }
+    }
+
+    /// A member's REST API answered, or did not.
+    pub fn observe_member(&mut self, name: &str, started: Time, answer: Result<MemberStatus, String>) {
+        if let (Some(candidate), Ok(status)) = (&mut self.candidate, &answer) {
+            candidate.asked.entry(name.into()).or_insert_with(Fact::never).learn(status.clone(), started);
+        }
+        let leads = self.topology.leader.as_ref().is_some_and(|l| l.name == name);
+        if leads && started < self.leader_since {
+            return;
+        }
+        let fact = self.asked.entry(name.into()).or_insert_with(Fact::never);
+        match answer {
+            Ok(status) => fact.learn(status, started),
+            Err(why) if fact.seen().is_none() => *fact = Fact::Unknown { why },
+            // A failure does not wipe out an answer: that ages by itself.
+            Err(_) => {}
+        }
+    }
+
+    /// The view in force, if it may be acted on.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn usable(&self, config: &Config, cluster: &ClusterConfig, now: Time) -> Result<&Topology, Reason> {
+        if let Some(candidate) = &self.candidate
+            && candidate.reason.rule == Rule::StrangeStore
+        {
+            return Err(candidate.reason.clone());
+        }
+        let Some(seen) = self.seen else {
+            let why = match (&self.candidate, &self.failed) {
+                (Some(candidate), _) => return Err(candidate.reason.clone()),
+                (None, Some(why)) => format!("the store of {} was never read: {why}", cluster.name),
+                (None, None) => format!("the store of {} has not answered yet", cluster.name),
+            };
+            return Err(Reason::new(Rule::HandsOff, why));
+        };
+        let age = now.since(seen);
+        if age > cluster.max_fact_age && config.mutants.obey(Rule::FactAge) {
+            let text = format!(
+                "the store of {} last answered {} ago{}",
+                cluster.name,
+                Human(age),
+                self.failed.as_ref().map(|why| format!(": {why}")).unwrap_or_default()
+            );
+            return Err(Reason::new(Rule::FactAge, text));
+        }
+        Ok(&self.topology)
+    }
+
+    /// Members other than the leader that claim to be primary on the leader's timeline or a newer one.
+    pub fn claimants(&self, now: Time, max_age: Duration, timeline: Timeline) -> Vec<String> {
+        let leader = self.topology.leader.as_ref().map(|l| l.name.as_str());
+        let claims = |member: &&Member| {
+            let asked = self.asked.get(&member.name).and_then(|fact| fact.fresh(now, max_age).ok());
+            match asked {
+                Some(status) => status.claims_primary() && status.timeline.is_none_or(|t| t >= timeline),
+                None => {
+                    member.role == Some(Role::Primary)
+                        && member.is_running()
+                        && member.timeline.is_some_and(|t| t >= timeline)
+                }
+            }
+        };
+        let others = self.topology.members.values().filter(|m| Some(m.name.as_str()) != leader);
+        others.filter(claims).map(|m| m.name.clone()).collect()
+    }
+
+    /// A member of the view in force that the store calls primary although it does not lead: worth asking.
+    pub fn suspects(&self) -> impl Iterator<Item = &Member> {
+        let leader = self.topology.leader.as_ref().map(|l| l.name.as_str());
+        self.topology.members.values().filter(move |m| {
+            Some(m.name.as_str()) != leader && m.role == Some(Role::Primary) && m.is_running()
+        })
+    }
+
+    /// The leader was proved writable on this timeline: the term rises with it.
+    pub fn raise_timeline(&mut self, now: Time, timeline: Timeline) {
+        let Some(term) = &mut self.term else { return };
+        if term.timeline.is_none_or(|t| t < timeline) {
+            if let Some(old) = term.timeline {
+                self.promoted = Some((now, old));
+            }
+            term.timeline = Some(timeline);
+        }
+    }
+}
+
+/// Everything we know.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Observed {
+    /// By cluster name.
+    pub clusters: BTreeMap<String, ClusterView>,
+    /// The server on this host.
+    pub local: Fact<LocalServer>,
+    /// Answer of this host's Patroni.
+    pub local_patroni: Fact<MemberStatus>,
+}
+
+impl Observed {
+    /// Knows nothing but the terms of an earlier run.
+    pub fn new(config: &Config, terms: &BTreeMap<String, Term>) -> Self {
+        let view = |c: &ClusterConfig| (c.name.clone(), ClusterView::new(terms.get(&c.name).cloned()));
+        Observed {
+            clusters: config.clusters.iter().map(view).collect(),
+            local: Fact::never(),
+            local_patroni: Fact::never(),
+        }
+    }
+
+    /// Name of the member on this host: as its Patroni says, else the node's name.
+    pub fn local_member<'a>(&'a self, config: &'a Config) -> Option<&'a str> {
+        config.local.as_ref()?;
+        let told = self.local_patroni.last().and_then(|status| status.name.as_deref());
+        Some(told.unwrap_or(&config.node))
+    }
+}

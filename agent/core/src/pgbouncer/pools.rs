@@ -1,0 +1,391 @@
+//! What we know of one PgBouncer process: the files on disk, what it has loaded, where its links go, and the work that
+//! is under way.
+
+use super::console::LoadedDatabase;
+use super::disk::Disk;
+use super::ini::Files;
+use super::seen::Seen;
+use crate::desired::{Decision, Target};
+use crate::effect::{EffectId, PoolerOrder};
+use crate::event::Outcome;
+use crate::observed::Fact;
+use crate::time::{Human, Time};
+use crate::topology::Endpoint;
+use alloc::collections::{BTreeMap, VecDeque};
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+use core::net::IpAddr;
+use core::time::Duration;
+
+/// A console that is silent for this long is unknown.
+pub const CONSOLE_AGE: Duration = Duration::from_secs(3);
+/// The longest pause between two attempts at failed work.
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+/// An order without an answer after this long is given up: its worker died or hangs.
+pub const LOST_AFTER: Duration = Duration::from_secs(20);
+/// At most this many RELOADs …
+pub const RELOADS: usize = 12;
+/// … in this time.
+pub const RELOAD_WINDOW: Duration = Duration::from_secs(60);
+
+/// An order under way.
+#[derive(Debug, Clone, PartialEq)]
+pub struct InFlight {
+    /// Its id.
+    pub id: EffectId,
+    /// It.
+    pub order: PoolerOrder,
+    /// Since when.
+    pub since: Time,
+}
+
+/// Pauses after failures.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct BackOff {
+    /// Nothing is changed before this.
+    pub until: Time,
+    failures: u32,
+    /// What failed last, for people.
+    pub why: Option<String>,
+}
+
+impl BackOff {
+    /// The next pause is twice as long as the last.
+    pub fn fail(&mut self, now: Time, why: String) {
+        let pause = Duration::from_millis(250).saturating_mul(1 << self.failures.min(10)).min(LONGEST_PAUSE);
+        self.failures += 1;
+        self.until = now + pause;
+        self.why = Some(why);
+    }
+
+    /// It worked.
+    pub fn succeed(&mut self) {
+        *self = BackOff::default();
+    }
+}
+
+/// How far a route with links elsewhere has been pushed.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Ladder {
+    /// Links lead elsewhere since.
+    pub since: Option<Time>,
+    /// RECONNECT was sent at.
+    pub reconnected: Option<Time>,
+    /// They were cut at.
+    pub cut: Option<Time>,
+}
+
+/// One PgBouncer process.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Pooler {
+    /// The files on disk.
+    pub disk: Fact<Disk>,
+    /// Why they could not be read last time.
+    pub disk_failed: Option<String>,
+    /// The console.
+    pub console: Fact<Seen>,
+    /// Why it did not answer last time.
+    pub console_failed: Option<String>,
+    /// The order under way.
+    pub in_flight: Option<InFlight>,
+    /// Pauses after failures.
+    pub back_off: BackOff,
+    /// Read the files no later than this.
+    pub files_due: Time,
+    /// Look at the console no later than this.
+    pub look_due: Time,
+    /// Pause between looks while something is to be verified.
+    pub look_pause: Duration,
+    /// What `*` leads to as loaded, if we know.
+    pub star_loaded: Option<Endpoint>,
+    /// Last RELOADs.
+    pub reloads: VecDeque<Time>,
+    /// A RELOAD was answered, and nobody has looked since.
+    pub reload_unseen: bool,
+    /// RELOADs in a row after which the file was still not loaded.
+    pub refused_reloads: u32,
+    /// Last files seen loaded.
+    pub good: Option<Files>,
+    /// Value of `server_login_retry` to give back, and since when it is lowered.
+    pub borrowed: Option<(String, Time)>,
+    /// A RELOAD undid the lowered value.
+    pub borrow_undone: bool,
+    /// Entries that were moved and are not verified yet.
+    pub moved: BTreeMap<String, Time>,
+    /// Databases whose cut did not come to its end.
+    pub unfinished_cuts: Vec<String>,
+    /// By entry, and by database for those opened through `*`.
+    pub ladders: BTreeMap<String, Ladder>,
+    /// The look that the notes were last brought up to date with.
+    pub noted: Option<Time>,
+    /// A RELOAD was seen to have loaded the file: it is worth keeping.
+    pub proved_good: bool,
+}
+
+impl Pooler {
+    /// Knows what an earlier run left behind.
+    pub fn new(good: Option<Files>, borrowed: Option<String>, cuts: Vec<String>, now: Time) -> Self {
+        Pooler {
+            disk: Fact::never(),
+            disk_failed: None,
+            console: Fact::never(),
+            console_failed: None,
+            in_flight: None,
+            back_off: BackOff::default(),
+            files_due: now,
+            look_due: now,
+            look_pause: FIRST_LOOK,
+            star_loaded: None,
+            reloads: VecDeque::new(),
+            reload_unseen: false,
+            refused_reloads: 0,
+            good,
+            borrowed: borrowed.map(|value| (value, now)),
+            borrow_undone: false,
+            moved: BTreeMap::new(),
+            unfinished_cuts: cuts,
+            ladders: BTreeMap::new(),
+            noted: None,
+            proved_good: false,
+        }
+    }
+
+    /// An order ended.
+    pub fn observe_done(&mut self, now: Time, started: Time, order: PoolerOrder, outcome: Outcome) {
+        match (order, outcome) {
+            (PoolerOrder::ReadFiles, outcome) => self.observe_files(now, started, outcome),
+            (PoolerOrder::Look, outcome) => self.observe_console(now, started, outcome),
+            (order, Outcome::Done) => self.succeeded(now, order),
+            (_, Outcome::ChangedMeanwhile) => self.files_due = now,
+            (order, outcome) => {
+                let why = match outcome {
+                    Outcome::Failed { why } => why,
+                    other => format!("unexpected answer {other:?}"),
+                };
+                if matches!(order, PoolerOrder::Reload) {
+                    // It may have been done all the same.
+                    self.reloads.push_back(now);
+                    self.star_loaded = None;
+                    self.borrow_undone = self.borrowed.is_some();
+                }
+                if let PoolerOrder::Cut { database, .. } = &order {
+                    self.note_cut(database);
+                }
+                self.back_off.fail(now, format!("{order}: {why}"));
+                self.look_soon(now);
+                self.files_due = now;
+            }
+        }
+    }
+
+    fn observe_files(&mut self, now: Time, started: Time, outcome: Outcome) {
+        self.files_due = now + FILES_PAUSE;
+        match outcome {
+            Outcome::Files(files) => {
+                if self.disk.last().is_none_or(|disk| disk.files != files) {
+                    // Not our own write, that is noted as it is done: somebody edited, which may mend what was refused.
+                    self.refused_reloads = 0;
+                    self.disk.learn(Disk::new(files), started);
+                } else if let Fact::Known { seen, .. } = &mut self.disk {
+                    *seen = started;
+                }
+                self.disk_failed = None;
+            }
+            Outcome::Failed { why } => {
+                self.disk_failed = Some(why.clone());
+                self.disk = Fact::Unknown { why };
+                self.files_due = now + Duration::from_secs(1);
+            }
+            _ => self.files_due = now + Duration::from_secs(1),
+        }
+    }
+
+    fn observe_console(&mut self, now: Time, started: Time, outcome: Outcome) {
+        self.look_due = now + LOOK_PAUSE;
+        match outcome {
+            Outcome::Console(view) => {
+                self.console.learn(Seen::from(view), started);
+                self.console_failed = None;
+            }
+            Outcome::Failed { why } => {
+                self.console_failed = Some(why.clone());
+                if self.console.fresh(now, CONSOLE_AGE).is_err() {
+                    self.console = Fact::Unknown { why };
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn succeeded(&mut self, now: Time, order: PoolerOrder) {
+        match order {
+            PoolerOrder::Write { files, .. } => {
+                if let Fact::Known { value: disk, seen } = &mut self.disk {
+                    for (path, (_, wanted)) in files {
+                        disk.files.parts.insert(path, wanted);
+                    }
+                    *disk = Disk::new(disk.files.clone());
+                    *seen = now;
+                }
+            }
+            PoolerOrder::KeepGood { files } => self.good = Some(files),
+            PoolerOrder::Reload => {
+                self.reloads.push_back(now);
+                while self.reloads.len() > RELOADS {
+                    self.reloads.pop_front();
+                }
+                self.moved.values_mut().for_each(|at| *at = now);
+                self.reload_unseen = true;
+                self.star_loaded = self.disk.last().and_then(|disk| disk.entries.get("*").cloned());
+                self.borrow_undone = self.borrowed.is_some();
+            }
+            PoolerOrder::BorrowLoginRetry { value } => {
+                self.borrow_undone = false;
+                self.borrowed = Some((value, now));
+            }
+            PoolerOrder::ReturnLoginRetry { .. } => self.borrowed = None,
+            PoolerOrder::Reconnect { database } => {
+                self.ladders.entry(database).or_default().reconnected = Some(now);
+            }
+            PoolerOrder::Cut { database, .. } => {
+                self.ladders.entry(database).or_default().cut = Some(now);
+            }
+            PoolerOrder::Resume { database } => self.unfinished_cuts.retain(|d| *d != database),
+            PoolerOrder::ReadFiles | PoolerOrder::Look => {}
+        }
+        self.look_soon(now);
+    }
+
+    /// A database may still be paused by our KILL.
+    fn note_cut(&mut self, database: &str) {
+        if !self.unfinished_cuts.iter().any(|d| d == database) {
+            self.unfinished_cuts.push(database.to_string());
+        }
+    }
+
+    /// Nothing is under way any more; whatever was, is found out by looking.
+    pub fn start_over(&mut self, now: Time) {
+        self.in_flight = None;
+        self.files_due = now;
+        self.look_soon(now);
+    }
+
+    /// Something was changed: what we saw of the console before is history.
+    fn look_soon(&mut self, now: Time) {
+        self.look_due = now;
+        self.look_pause = FIRST_LOOK;
+    }
+
+    /// What an entry leads to as loaded by PgBouncer. `*` itself is not listed: what was opened through it follows each
+    /// RELOAD, so those databases tell; while there is none, our last RELOAD does.
+    pub fn loaded(&self, entry: &str) -> Option<Endpoint> {
+        let endpoint = |row: &LoadedDatabase| Some(Endpoint { host: row.host.clone()?, port: row.port });
+        if entry != "*" {
+            return endpoint(self.row(entry)?);
+        }
+        let mut opened = self.databases_of("*").into_iter().filter_map(|database| self.row(database));
+        match opened.next() {
+            None => self.star_loaded.clone(),
+            Some(first) => {
+                opened.all(|row| row.host == first.host && row.port == first.port).then(|| endpoint(first))?
+            }
+        }
+    }
+
+    /// Databases that an entry serves: itself, or what was opened through `*`.
+    pub fn databases_of(&self, entry: &str) -> Vec<&str> {
+        let Some(seen) = self.console.last() else { return Vec::new() };
+        if entry != "*" {
+            return seen.databases.get_key_value(entry).map(|(name, _)| name.as_str()).into_iter().collect();
+        }
+        let is_named = |name: &str| self.disk.last().is_some_and(|disk| disk.places.contains_key(name));
+        seen.databases.keys().map(String::as_str).filter(|name| !is_named(name)).collect()
+    }
+
+    /// The row of a loaded database.
+    pub fn row(&self, database: &str) -> Option<&LoadedDatabase> {
+        self.console.last()?.databases.get(database)
+    }
+
+    /// Server links of an entry, and those of them that lead neither to its target nor to where links may stay.
+    pub fn links(&self, entry: &str, target: &Target) -> (u32, Vec<Endpoint>) {
+        let Some(view) = self.console.last() else { return (0, Vec::new()) };
+        let databases = self.databases_of(entry);
+        let links = || databases.iter().flat_map(|database| view.links_of(database));
+        if links().next().is_none() {
+            return (0, Vec::new());
+        }
+        let allowed = allowed_addresses(view, target);
+        let (mut count, mut stale) = (0, Vec::new());
+        for link in links() {
+            count += 1;
+            let here = allowed.iter().any(|(host, port)| *port == link.port && same_host(host, &link.addr));
+            if !here {
+                stale.push(Endpoint { host: link.addr.clone(), port: link.port });
+            }
+        }
+        (count, stale)
+    }
+
+    /// Whether wanted = on disk = loaded and no link leads elsewhere, on a console that was seen lately.
+    pub fn is_verified(&self, entry: &str, decision: &Decision, now: Time) -> bool {
+        let Some(target) = &decision.target else { return false };
+        self.console.fresh(now, CONSOLE_AGE).is_ok()
+            && !self.reload_unseen
+            && self.disk.last().is_some_and(|disk| disk.entries.get(entry) == Some(&target.endpoint))
+            && self.loaded(entry).as_ref() == Some(&target.endpoint)
+            && self.links(entry, target).1.is_empty()
+    }
+
+    /// What stands in the way, for people.
+    pub fn troubles(&self, now: Time) -> Vec<String> {
+        let mut troubles = Vec::new();
+        if let Some(why) = &self.disk_failed {
+            troubles.push(why.clone());
+        }
+        if let Some(disk) = self.disk.last() {
+            troubles.extend(disk.problems.iter().cloned());
+        }
+        if let Some(why) = &self.console_failed {
+            troubles.push(why.clone());
+        }
+        if let Some(why) = &self.back_off.why {
+            let wait = self.back_off.until.since(now);
+            troubles.push(format!("{why}; next attempt in {}", Human(wait)));
+        }
+        if self.refused_reloads > 0 {
+            troubles.push(format!(
+                "PgBouncer did not load the file on disk ({} RELOADs): see its log",
+                self.refused_reloads
+            ));
+        }
+        troubles
+    }
+}
+
+/// First pause between looks while something is to be verified; it grows by half each time.
+pub const FIRST_LOOK: Duration = Duration::from_millis(5);
+/// Pause between looks of a settled pooler.
+pub const LOOK_PAUSE: Duration = Duration::from_secs(1);
+/// Pause between reads of the files of a settled pooler; changes are hinted as they happen.
+const FILES_PAUSE: Duration = Duration::from_secs(10);
+
+/// Addresses and ports at which links of the target may end: names are taken as PgBouncer resolved them.
+fn allowed_addresses(view: &Seen, target: &Target) -> Vec<(String, u16)> {
+    let listed = target.endpoint.host.split(',').map(|host| (host, target.endpoint.port));
+    let tolerated = target.tolerated.iter().map(|e| (e.host.as_str(), e.port));
+    let mut allowed = Vec::new();
+    for (host, port) in listed.chain(tolerated) {
+        allowed.push((host.to_string(), port));
+        for address in view.resolved.get(host).into_iter().flatten() {
+            allowed.push((address.clone(), port));
+        }
+    }
+    allowed
+}
+
+/// Whether two spellings mean one address (`::1` and `0:0::1`).
+fn same_host(a: &str, b: &str) -> bool {
+    a == b || matches!((a.parse::<IpAddr>(), b.parse::<IpAddr>()), (Ok(a), Ok(b)) if a == b)
+}

@@ -1,0 +1,208 @@
+//! Which facts are due, and when the next ones will be.
+
+use crate::config::{ClusterConfig, Config, RouteTo};
+use crate::effect::Order;
+use crate::observed::{ClusterView, Observed};
+use crate::rule::{Reason, Rule};
+use crate::time::Time;
+use alloc::collections::BTreeMap;
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+use core::time::Duration;
+
+/// Pause between probes of the local server.
+const LOCAL_PAUSE: Duration = Duration::from_millis(500);
+/// Pause between questions to a member whose answer is a settled matter.
+const MEMBER_PAUSE: Duration = Duration::from_secs(1);
+/// Pause between questions to a new leader that is about to become writable: each is one short request.
+const PROMOTION_PAUSE: Duration = Duration::from_millis(15);
+/// After this long without becoming writable it is asked less often.
+const PROMOTION_PATIENCE: Duration = Duration::from_secs(60);
+/// … this often.
+const PATIENT_PAUSE: Duration = Duration::from_millis(250);
+/// A question without an answer for this long is put again.
+const LOST_AFTER: Duration = Duration::from_secs(6);
+
+/// Something that can be asked.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Question {
+    /// All keys of a cluster.
+    Store(String),
+    /// A member (cluster, name).
+    Member(String, String),
+    /// The server on this host.
+    Local,
+    /// The Patroni on this host.
+    LocalPatroni,
+}
+
+/// When each question was last put, and whether its answer is still out.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Schedule {
+    put: BTreeMap<Question, (Time, bool)>,
+}
+
+/// A question that is worth asking: how often, and how.
+struct Wish {
+    question: Question,
+    pause: Duration,
+    order: Order,
+    reason: Reason,
+}
+
+impl Schedule {
+    /// The answer came.
+    pub fn answered(&mut self, question: &Question) {
+        if let Some((_, out)) = self.put.get_mut(question) {
+            *out = false;
+        }
+    }
+
+    /// The question is due at once.
+    pub fn hurry(&mut self, question: &Question) {
+        if let Some((at, out)) = self.put.get_mut(question)
+            && !*out
+        {
+            *at = Time::ZERO;
+        }
+    }
+
+    /// Questions to put now, and when to look for the next ones.
+    pub fn due(
+        &mut self,
+        config: &Config,
+        observed: &Observed,
+        now: Time,
+    ) -> (Vec<(Question, Order, Reason)>, Time) {
+        let wishes = wishes(config, observed, now);
+        self.put.retain(|question, _| wishes.iter().any(|wish| wish.question == *question));
+        let (mut due, mut next) = (Vec::new(), Time::NEVER);
+        for wish in wishes {
+            let pause = match self.put.get(&wish.question) {
+                None => None,
+                Some((at, true)) => Some(*at + LOST_AFTER),
+                Some((at, false)) => Some(*at + wish.pause),
+            };
+            match pause.filter(|at| *at > now) {
+                Some(at) => next = next.min(at),
+                None => {
+                    self.put.insert(wish.question.clone(), (now, true));
+                    next = next.min(now + LOST_AFTER);
+                    due.push((wish.question, wish.order, wish.reason));
+                }
+            }
+        }
+        (due, next)
+    }
+}
+
+fn wishes(config: &Config, observed: &Observed, now: Time) -> Vec<Wish> {
+    let mut wishes = Vec::new();
+    for cluster in &config.clusters {
+        let view = &observed.clusters[&cluster.name];
+        wishes.push(Wish {
+            question: Question::Store(cluster.name.clone()),
+            // A lost or late answer must not age the view past its limit.
+            pause: cluster.max_fact_age / 3,
+            order: Order::ReadStore { cluster: cluster.name.clone() },
+            reason: Reason::new(
+                Rule::FactAge,
+                "the store's answer ages; renewals of the leader key cause no events",
+            ),
+        });
+        members_to_ask(config, cluster, view, now, &mut wishes);
+    }
+    if let Some(local) = &config.local {
+        if local.probe {
+            wishes.push(Wish {
+                question: Question::Local,
+                pause: LOCAL_PAUSE,
+                order: Order::ProbeLocal,
+                reason: Reason::new(Rule::PrimaryUp, "only the server knows whether it is in recovery"),
+            });
+        }
+        if let Some(url) = &local.patroni_url {
+            wishes.push(Wish {
+                question: Question::LocalPatroni,
+                pause: MEMBER_PAUSE,
+                order: Order::AskLocalPatroni { url: url.clone() },
+                reason: Reason::new(Rule::LocalServer, "it knows the name of the member on this host"),
+            });
+        }
+    }
+    wishes
+}
+
+fn members_to_ask(
+    config: &Config,
+    cluster: &ClusterConfig,
+    view: &ClusterView,
+    now: Time,
+    wishes: &mut Vec<Wish>,
+) {
+    let mut pauses: BTreeMap<&str, (Duration, &str)> = BTreeMap::new();
+    let topology = &view.topology;
+    let routed = config
+        .routes_into(&cluster.name)
+        .any(|r| r.to == RouteTo::Primary || r.fallback_primary || r.to == RouteTo::Any);
+    let has_lag_limit = config.routes_into(&cluster.name).any(|r| r.max_lag.is_some());
+    if has_lag_limit {
+        for name in topology.members.keys() {
+            pauses.insert(name, (MEMBER_PAUSE, "a route limits the lag"));
+        }
+    }
+    for suspect in view.suspects() {
+        pauses.insert(&suspect.name, (MEMBER_PAUSE, "it says that it is primary, but does not lead"));
+    }
+    if let Some(leader) = topology.leader_member().filter(|_| routed && !topology.config.standby_cluster) {
+        let writable = view.asked.get(&leader.name).and_then(|f| f.last()).is_some_and(|s| s.is_writable());
+        let pause = match now.since(view.leader_since) {
+            _ if writable => MEMBER_PAUSE,
+            age if age < PROMOTION_PATIENCE => PROMOTION_PAUSE,
+            _ => PATIENT_PAUSE,
+        };
+        pauses.insert(&leader.name, (pause, "it leads: is it writable?"));
+    }
+    let members = topology.members.values();
+    let candidates = view.candidate.iter().flat_map(|c| c.topology.members.values());
+    for candidate in candidates.clone() {
+        pauses
+            .entry(&candidate.name)
+            .or_insert((MEMBER_PAUSE, "its word decides whether a strange store is followed"));
+    }
+    for member in candidates.chain(members) {
+        let (Some((pause, why)), Some(url)) = (pauses.remove(member.name.as_str()), &member.api_url) else {
+            continue;
+        };
+        wishes.push(Wish {
+            question: Question::Member(cluster.name.clone(), member.name.clone()),
+            pause,
+            order: Order::AskMember {
+                cluster: cluster.name.clone(),
+                member: member.name.clone(),
+                url: api_base(url),
+            },
+            reason: Reason::new(Rule::WritableLeader, format!("{}: {why}", member.name)),
+        });
+    }
+}
+
+/// `http://10.0.0.1:8008/patroni` -> `http://10.0.0.1:8008`.
+fn api_base(url: &str) -> String {
+    let start = url.find("://").map_or(0, |i| i + 3);
+    let end = url[start..].find('/').map_or(url.len(), |i| start + i);
+    url[..end].to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_base_of_an_api_url() {
+        assert_eq!(api_base("http://10.0.0.1:8008/patroni"), "http://10.0.0.1:8008");
+        assert_eq!(api_base("https://[::1]:8008"), "https://[::1]:8008");
+        assert_eq!(api_base("nonsense"), "nonsense");
+    }
+}

@@ -1,0 +1,186 @@
+//! From what is known and wanted to the snapshot for people and load balancers.
+
+use crate::agent::Agent;
+use crate::config::ClusterConfig;
+use crate::desired::{Decision, lag};
+use crate::health;
+use crate::leader::writable_leader;
+use crate::observed::{ClusterView, Fact, LOCAL_PROBE_AGE};
+use crate::pgbouncer::pools::{CONSOLE_AGE, Pooler};
+use crate::pgbouncer::reconcile;
+use crate::rule::{Reason, Rule};
+use crate::status::{
+    ClusterStatus, Knowledge, LocalStatus, MemberLine, PlannedOrder, PoolerStatus, RouteStatus, Status,
+};
+use crate::time::Time;
+use crate::topology::{Member, Topology};
+use alloc::collections::BTreeMap;
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+use core::time::Duration;
+
+impl Agent {
+    /// The snapshot at `now`.
+    pub fn status(&self, now: Time) -> Status {
+        Status {
+            at: now,
+            node: self.config.node.clone(),
+            mode: self.config.mode,
+            clusters: self.config.clusters.iter().map(|cluster| self.cluster_status(cluster, now)).collect(),
+            local: self.local_status(now),
+            poolers: self.config.poolers.iter().map(|p| self.pooler_status(&p.name, &p.ini, now)).collect(),
+            contradictions: self.contradictions.clone(),
+        }
+    }
+
+    fn cluster_status(&self, cluster: &ClusterConfig, now: Time) -> ClusterStatus {
+        let view = &self.observed.clusters[&cluster.name];
+        let usable = view.usable(&self.config, cluster, now);
+        let leader = writable_leader(&self.config, cluster, &self.observed, now);
+        let writable_reason = match &leader {
+            Ok(l) => Reason::new(Rule::WritableLeader, format!("timeline {}: {}", l.timeline, l.proof)),
+            Err(reason) => reason.clone(),
+        };
+        let refused = view.candidate.as_ref().map(|c| c.reason.clone());
+        let topology = &view.topology;
+        let mut problems = topology.problems.clone();
+        if let Some(why) = &view.keep_failed {
+            problems.push(format!("the term could not be kept in the state folder: {why}"));
+        }
+        ClusterStatus {
+            name: cluster.name.clone(),
+            store: Knowledge {
+                known: usable.is_ok(),
+                age_ms: view.seen.map(|seen| millis(now, seen)),
+                why: view.failed.clone().or_else(|| usable.as_ref().err().map(|reason| reason.text.clone())),
+            },
+            term: view.term.clone(),
+            leader: topology.leader.as_ref().map(|l| l.name.clone()),
+            writable: leader.is_ok(),
+            writable_reason,
+            pause: topology.config.pause,
+            standby_cluster: topology.config.standby_cluster,
+            members: topology.members.values().map(|m| member_line(view, topology, m)).collect(),
+            holding: usable.err().or(refused),
+            problems,
+        }
+    }
+
+    fn local_status(&self, now: Time) -> Option<LocalStatus> {
+        self.config.local.as_ref()?;
+        let server = self.observed.local.last();
+        Some(LocalStatus {
+            server: knowledge(&self.observed.local, now, LOCAL_PROBE_AGE),
+            member: self.observed.local_member(&self.config).map(Into::into),
+            in_recovery: server.map(|s| s.in_recovery),
+            timeline: server.and_then(|s| s.timeline),
+            primary: health::primary(&self.config, &self.observed, now),
+        })
+    }
+
+    fn pooler_status(&self, name: &str, ini: &str, now: Time) -> PoolerStatus {
+        let pooler = &self.poolers[name];
+        let empty = BTreeMap::new();
+        let decisions = self.desired.poolers.get(name).unwrap_or(&empty);
+        let next = reconcile::next_change(&self.config, pooler, decisions, now);
+        let planned = |(order, reason): (crate::effect::PoolerOrder, Reason)| PlannedOrder {
+            order: order.to_string(),
+            reason,
+        };
+        let mut files = knowledge(&pooler.disk, now, Duration::from_secs(60));
+        files.why = files.why.or_else(|| pooler.disk_failed.clone());
+        PoolerStatus {
+            name: name.into(),
+            ini: ini.into(),
+            files,
+            console: knowledge(&pooler.console, now, CONSOLE_AGE),
+            version: pooler.console.last().map(|view| format!("{}.{}", view.version.0, view.version.1)),
+            pool: health::pool(&self.config, &self.observed, pooler, decisions, now),
+            routes: self.route_statuses(name, pooler, decisions, now),
+            doing: pooler.in_flight.as_ref().filter(|f| f.order.changes()).map(|f| f.order.to_string()),
+            next: next.map(planned).into_iter().collect(),
+            troubles: self.troubles(pooler, decisions, now),
+        }
+    }
+
+    fn route_statuses(
+        &self,
+        name: &str,
+        pooler: &Pooler,
+        decisions: &BTreeMap<String, Decision>,
+        now: Time,
+    ) -> Vec<RouteStatus> {
+        let Some(config) = self.config.pooler(name) else { return Vec::new() };
+        let route = |(entry, route): (&String, &crate::config::Route)| {
+            let decision = decisions.get(entry);
+            let target = decision.and_then(|d| d.target.as_ref());
+            let (links, stale) = target.map_or((0, Vec::new()), |t| pooler.links(entry, t));
+            RouteStatus {
+                database: entry.clone(),
+                to: route.to,
+                cluster: route.cluster.clone(),
+                members: target.map(|t| t.members.clone()).unwrap_or_default(),
+                target: target.map(|t| t.endpoint.clone()),
+                reason: decision.map_or_else(
+                    || Reason::new(Rule::HandsOff, "nothing was decided yet"),
+                    |d| d.reason.clone(),
+                ),
+                on_disk: pooler.disk.last().and_then(|d| d.entries.get(entry).cloned()),
+                loaded: pooler.loaded(entry),
+                links,
+                stale_links: u32::try_from(stale.len()).unwrap_or(u32::MAX),
+                verified: decision.is_some_and(|d| pooler.is_verified(entry, d, now)),
+                paused: pooler
+                    .databases_of(entry)
+                    .iter()
+                    .any(|db| pooler.row(db).is_some_and(|row| row.paused)),
+            }
+        };
+        config.routes.iter().map(route).collect()
+    }
+
+    fn troubles(&self, pooler: &Pooler, decisions: &BTreeMap<String, Decision>, now: Time) -> Vec<String> {
+        let mut troubles = pooler.troubles(now);
+        if let Some(disk) = pooler.disk.last()
+            && disk.problems.is_empty()
+        {
+            let known =
+                |(entry, d): (&String, &Decision)| Some((entry.clone(), d.target.as_ref()?.endpoint.clone()));
+            let wanted: BTreeMap<_, _> = decisions.iter().filter_map(known).collect();
+            let differs = wanted.iter().any(|(entry, endpoint)| disk.entries.get(entry) != Some(endpoint));
+            if differs && let Err(why) = disk.retarget(&wanted) {
+                troubles.push(why);
+            }
+        }
+        troubles
+    }
+}
+
+fn millis(now: Time, seen: Time) -> u64 {
+    u64::try_from(now.since(seen).as_millis()).unwrap_or(u64::MAX)
+}
+
+fn knowledge<T>(fact: &Fact<T>, now: Time, max_age: Duration) -> Knowledge {
+    Knowledge {
+        known: fact.fresh(now, max_age).is_ok(),
+        age_ms: fact.seen().map(|seen| millis(now, seen)),
+        why: fact.fresh(now, max_age).err(),
+    }
+}
+
+fn member_line(view: &ClusterView, topology: &Topology, member: &Member) -> MemberLine {
+    let leads = topology.leader.as_ref().is_some_and(|l| l.name == member.name);
+    let replayed = view.asked.get(&member.name).and_then(|f| f.last()).and_then(|s| s.replayed);
+    let same_timeline = topology.leader_member().is_none_or(|l| l.timeline == member.timeline);
+    MemberLine {
+        name: member.name.clone(),
+        role: member.role,
+        state: member.state.clone(),
+        endpoint: member.endpoint.clone(),
+        timeline: member.timeline,
+        lsn: member.lsn,
+        lag: (!leads && same_timeline).then(|| lag(topology, member, replayed)).flatten(),
+        tags: member.tags.iter().map(|(tag, value): (&String, &String)| format!("{tag}={value}")).collect(),
+    }
+}

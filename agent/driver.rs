@@ -1,0 +1,137 @@
+//! The loop: one task, one order. Facts go into the core, its orders go to the workers, its snapshot goes to everybody.
+
+use crate::clock;
+use crate::journal::Journal;
+use crate::systemd;
+use pgsquire_core::agent::Agent;
+use pgsquire_core::effect::{Effect, Order};
+use pgsquire_core::event::{Event, Outcome};
+use pgsquire_core::status::Status;
+use pgsquire_core::time::Time;
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::mpsc::{Receiver, Sender};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+/// Events taken in one go before the snapshot is published and the watchdog is fed again.
+const EVENTS_PER_TURN: usize = 64;
+
+/// Where each kind of order goes.
+#[derive(Debug, Default)]
+pub struct Hands {
+    /// Store followers by cluster.
+    pub stores: BTreeMap<String, Sender<Effect>>,
+    /// The asker of members' REST APIs, by cluster.
+    pub members: BTreeMap<String, Sender<Effect>>,
+    /// The asker of this host's Patroni.
+    pub local_patroni: Option<Sender<Effect>>,
+    /// The prober of this host's PostgreSQL.
+    pub postgres: Option<Sender<Effect>>,
+    /// Pooler workers by name.
+    pub poolers: BTreeMap<String, Sender<Effect>>,
+    /// The keeper of the state folder.
+    pub state: Option<Sender<Effect>>,
+}
+
+impl Hands {
+    fn of(&self, order: &Order) -> Option<&Sender<Effect>> {
+        match order {
+            Order::ReadStore { cluster } => self.stores.get(cluster),
+            Order::AskMember { cluster, .. } => self.members.get(cluster),
+            Order::AskLocalPatroni { .. } => self.local_patroni.as_ref(),
+            Order::ProbeLocal => self.postgres.as_ref(),
+            Order::KeepTerm { .. } => self.state.as_ref(),
+            Order::Pooler { pooler, .. } => self.poolers.get(pooler),
+            Order::Record(_) => None,
+        }
+    }
+}
+
+/// The driver's other ends.
+pub struct Ends {
+    /// Facts.
+    pub events: Receiver<Event>,
+    /// New workers, after the configuration changed.
+    pub hands: Receiver<Hands>,
+    /// The snapshot.
+    pub status: watch::Sender<Arc<Status>>,
+    /// The flight recorder.
+    pub journal: Journal,
+}
+
+/// Runs until `stop`.
+pub async fn run(mut agent: Agent, mut hands: Hands, mut ends: Ends, stop: CancellationToken) {
+    let mut queue = VecDeque::from([Event::Tick]);
+    let mut watchdog = Watchdog::default();
+    loop {
+        for _ in 0..EVENTS_PER_TURN {
+            let Some(event) = queue.pop_front().or_else(|| ends.events.try_recv().ok()) else { break };
+            for effect in agent.handle(clock::now(), event) {
+                dispatch(effect, &hands, &ends.journal, &mut queue);
+            }
+        }
+        let _ = ends.status.send_replace(Arc::new(agent.status(clock::now())));
+        watchdog.turn_completed();
+        if !queue.is_empty() {
+            continue;
+        }
+        let wake = pause(agent.next_wake());
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => return,
+            Some(new) = ends.hands.recv() => hands = new,
+            event = ends.events.recv() => match event {
+                Some(event) => queue.push_back(event),
+                None => return,
+            },
+            () = tokio::time::sleep(wake) => queue.push_back(Event::Tick),
+        }
+    }
+}
+
+/// An order without a worker, or with one that has too much to do, fails at once: the core decides again.
+fn dispatch(effect: Effect, hands: &Hands, journal: &Journal, queue: &mut VecDeque<Event>) {
+    let Effect { id, order, reason } = effect;
+    if let Order::Record(entry) = order {
+        journal.append(entry);
+        return;
+    }
+    tracing::trace!(?order, %reason, "order");
+    let why = match hands.of(&order) {
+        None => "there is no worker for it".to_owned(),
+        Some(worker) => match worker.try_send(Effect { id, order, reason }) {
+            Ok(()) => return,
+            Err(e) => format!("its worker does not take it: {e}"),
+        },
+    };
+    queue.push_back(Event::Done { id, started: clock::now(), outcome: Outcome::Failed { why } });
+}
+
+/// From now until then; a deadline that has passed is a short pause, so that a mistake in the core cannot spin.
+fn pause(wake: Time) -> Duration {
+    wake.since(clock::now()).max(Duration::from_millis(1))
+}
+
+/// Tells systemd that the driver lives. Only completed turns do that.
+struct Watchdog {
+    pause: Option<Duration>,
+    fed: Time,
+}
+
+impl Default for Watchdog {
+    fn default() -> Self {
+        Watchdog { pause: systemd::watchdog_interval(), fed: Time::ZERO }
+    }
+}
+
+impl Watchdog {
+    fn turn_completed(&mut self) {
+        let now = clock::now();
+        if self.pause.is_some_and(|pause| now.since(self.fed) >= pause / 2) {
+            systemd::watchdog();
+            self.fed = now;
+        }
+    }
+}

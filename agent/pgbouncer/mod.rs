@@ -1,0 +1,171 @@
+//! One PgBouncer process on this host: does what `core/src/pgbouncer` decides.
+//!
+//! One worker per process, one order at a time. The files are in [`ini_files`], the console in [`console`], what must
+//! outlive the agent in [`notes`].
+
+pub mod console;
+pub mod ini_files;
+pub mod notes;
+
+use crate::clock;
+use crate::files::Disk;
+use crate::report::{Report, outcome};
+use crate::session::Target;
+use console::Console;
+use notes::Notes;
+use pgsquire_core::effect::{Effect, Order, PoolerOrder};
+use pgsquire_core::event::{Event, Outcome};
+use pgsquire_core::topology::Endpoint;
+use std::path::{Path, PathBuf};
+use tokio::sync::mpsc::{Receiver, Sender};
+use tokio_util::sync::CancellationToken;
+
+/// PgBouncer's own database, which is its console.
+pub const CONSOLE_DATABASE: &str = "pgbouncer";
+
+/// What the worker must know.
+#[derive(Debug, Clone)]
+pub struct WorkerConfig {
+    /// The pooler's name in our words.
+    pub pooler: String,
+    /// Its ini file.
+    pub ini: PathBuf,
+    /// PgBouncer's working directory, where it looks for relative includes. Nobody outside can know it; none: the
+    /// folder of the ini file.
+    pub cwd: Option<PathBuf>,
+    /// Connection string of its console.
+    pub console: String,
+    /// Holds the console's password.
+    pub password_file: Option<PathBuf>,
+    /// Our state folder.
+    pub state_dir: PathBuf,
+}
+
+impl WorkerConfig {
+    fn cwd(&self) -> PathBuf {
+        let folder = || self.ini.parent().unwrap_or(Path::new("/")).to_path_buf();
+        self.cwd.clone().unwrap_or_else(folder)
+    }
+}
+
+/// Works until `stop`, or until nobody listens. An order that has begun is brought to its end.
+pub async fn run(
+    config: WorkerConfig,
+    mut orders: Receiver<Effect>,
+    events: Sender<Event>,
+    stop: CancellationToken,
+) {
+    let report = Report::new(events, stop.clone());
+    let mut worker = Worker::new(config);
+    loop {
+        let effect = tokio::select! {
+            biased;
+            () = stop.cancelled() => return report.refuse(&mut orders).await,
+            effect = orders.recv() => effect,
+            () = worker.console.watch() => continue,
+        };
+        let Some(Effect { id, order, .. }) = effect else { return };
+        let started = clock::now();
+        let result = worker.execute(order).await;
+        if report.done(id, started, outcome(result)).await.is_err() {
+            return;
+        }
+    }
+}
+
+struct Worker {
+    config: WorkerConfig,
+    console: Console,
+    disk: Disk,
+}
+
+impl Worker {
+    fn new(config: WorkerConfig) -> Self {
+        let console = Console::new(Target {
+            what: format!("the console of pooler {}", config.pooler),
+            conninfo: config.console.clone(),
+            default_dbname: CONSOLE_DATABASE.into(),
+            password_file: config.password_file.clone(),
+        });
+        Worker { config, console, disk: Disk::default() }
+    }
+
+    async fn execute(&mut self, order: Order) -> Result<Outcome, String> {
+        let order = match order {
+            Order::Pooler { order, pooler } if pooler == self.config.pooler => order,
+            other => return Err(format!("this is no order for pooler {}: {other:?}", self.config.pooler)),
+        };
+        match order {
+            PoolerOrder::ReadFiles => {
+                let (root, cwd) = (self.config.ini.clone(), self.config.cwd());
+                self.disk.run(move || ini_files::read_all(&root, &cwd)).await.map(Outcome::Files)
+            }
+            PoolerOrder::Look => self.console.look().await.map(Outcome::Console).map_err(|e| e.to_string()),
+            PoolerOrder::Write { files, keep_rejected } => {
+                self.disk.run(move || ini_files::write_all(&files, keep_rejected)).await
+            }
+            PoolerOrder::KeepGood { files } => {
+                self.noting(move |notes| notes.keep_good(&files)).await?;
+                Ok(Outcome::Done)
+            }
+            PoolerOrder::Reload => self.command("RELOAD".into()).await,
+            PoolerOrder::BorrowLoginRetry { value } => {
+                self.noting(move |notes| notes.borrow_login_retry(&value)).await?;
+                self.command(console::set("server_login_retry", "0")).await
+            }
+            PoolerOrder::ReturnLoginRetry { value } => {
+                self.command(console::set("server_login_retry", &value)).await?;
+                self.noting(Notes::return_login_retry).await?;
+                Ok(Outcome::Done)
+            }
+            PoolerOrder::Reconnect { database } => {
+                self.console.find(&database).await.map_err(|e| e.to_string())?;
+                self.command(console::about("RECONNECT", &database)).await
+            }
+            PoolerOrder::Cut { database, stale } => self.cut(database, &stale).await,
+            PoolerOrder::Resume { database } => self.resume(database).await,
+        }
+    }
+
+    async fn command(&mut self, command: String) -> Result<Outcome, String> {
+        self.console.run(&command).await.map(|_| Outcome::Done).map_err(|e| e.to_string())
+    }
+
+    async fn noting<F>(&mut self, change: F) -> Result<(), String>
+    where
+        F: FnOnce(&Notes) -> Result<(), String> + Send + 'static,
+    {
+        let notes = Notes::new(&self.config.state_dir, &self.config.pooler);
+        self.disk.run(move || change(&notes)).await
+    }
+
+    /// KILL leaves the database paused. A pause that somebody else put there stays; every other ends here, also when
+    /// KILL has no answer or a bad one, because it may have worked all the same.
+    async fn cut(&mut self, database: String, stale: &[Endpoint]) -> Result<Outcome, String> {
+        if self.console.cut_clients(&database, stale).await.map_err(|e| e.to_string())? {
+            return Ok(Outcome::Done);
+        }
+        let was_paused = self.console.find(&database).await.map_err(|e| e.to_string())?.paused;
+        let notes = Notes::new(&self.config.state_dir, &self.config.pooler);
+        let name = database.clone();
+        let ours = self.disk.run(move || notes.has_cut(&name)).await?;
+        if was_paused && !ours {
+            return self.command(console::about("KILL", &database)).await;
+        }
+        let name = database.clone();
+        self.noting(move |notes| notes.begin_cut(&name)).await?;
+        let killed = self.console.run(&console::about("KILL", &database)).await;
+        let resumed = self.resume(database).await;
+        match (killed, resumed) {
+            (Ok(_), resumed) => resumed,
+            (Err(kill), Ok(_)) => Err(kill.to_string()),
+            (Err(kill), Err(resume)) => Err(format!("{kill}; then {resume}")),
+        }
+    }
+
+    async fn resume(&mut self, database: String) -> Result<Outcome, String> {
+        self.console.resume(&database).await.map_err(|e| e.to_string())?;
+        self.noting(move |notes| notes.end_cut(&database)).await?;
+        Ok(Outcome::Done)
+    }
+}

@@ -1,0 +1,221 @@
+//! One kept connection to something that speaks PostgreSQL's protocol: a server, or PgBouncer's console.
+//!
+//! The connection is driven by whoever waits for an answer, not by a task of its own, so it ends with its owner.
+
+use crate::files;
+use std::future::Future;
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::time::Duration;
+use tokio::time::timeout;
+use tokio_postgres::tls::NoTlsStream;
+use tokio_postgres::{Client, Config, Connection, NoTls, SimpleQueryMessage, SimpleQueryRow, Socket};
+
+/// Silence for this long is a failure.
+pub const DEADLINE: Duration = Duration::from_secs(2);
+
+/// Where to connect to.
+#[derive(Debug, Clone)]
+pub struct Target {
+    /// What it is, for people: `the console of pooler write`.
+    pub what: String,
+    /// As libpq reads it: `host=/var/run/postgresql port=6432 user=pgbouncer`.
+    pub conninfo: String,
+    /// Database when the conninfo names none.
+    pub default_dbname: String,
+    /// Holds the password; read again for each connection. Its last newline does not count.
+    pub password_file: Option<PathBuf>,
+}
+
+/// Why there is no answer.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SessionError {
+    /// Nothing came within [`DEADLINE`]. The command may have had its effect.
+    #[error("{what} was silent for {} s while asked for {doing}", DEADLINE.as_secs())]
+    Silent {
+        /// Who.
+        what: String,
+        /// The command, or `a connection`.
+        doing: String,
+    },
+    /// The far side answered with an error; the connection is usable.
+    #[error("{what} refused {doing}: {message}")]
+    Refused {
+        /// Who.
+        what: String,
+        /// The command.
+        doing: String,
+        /// Its words.
+        message: String,
+    },
+    /// There is no connection, or it broke on the way. The command may have had its effect.
+    #[error("no answer from {what} to {doing}: {message}")]
+    Broken {
+        /// Who.
+        what: String,
+        /// The command, or `a connection`.
+        doing: String,
+        /// Why.
+        message: String,
+    },
+}
+
+/// Reads a conninfo.
+///
+/// # Errors
+/// A sentence, when it is none that we can use.
+pub fn parse_conninfo(conninfo: &str, default_dbname: &str) -> Result<Config, String> {
+    let mut config: Config = conninfo
+        .parse()
+        .map_err(|e| format!("the connection string `{conninfo}` cannot be used: {}", words(&e)))?;
+    if config.get_hosts().is_empty() && config.get_hostaddrs().is_empty() {
+        return Err(format!("the connection string `{conninfo}` names no host (a folder means its socket)"));
+    }
+    if config.get_dbname().is_none() {
+        config.dbname(default_dbname);
+    }
+    config.application_name("pgsquire").connect_timeout(DEADLINE);
+    Ok(config)
+}
+
+/// All of an error's causes in one line; of a server's error its message.
+fn words(error: &tokio_postgres::Error) -> String {
+    if let Some(db) = error.as_db_error() {
+        return db.message().to_owned();
+    }
+    let mut text = error.to_string();
+    let mut cause = std::error::Error::source(error);
+    while let Some(inner) = cause {
+        text = format!("{text}: {inner}");
+        cause = inner.source();
+    }
+    text
+}
+
+/// Rows of an answer; columns are read by name.
+#[derive(Debug, Default)]
+pub struct Rows(Vec<SimpleQueryRow>);
+
+impl Rows {
+    /// The rows.
+    pub fn iter(&self) -> impl Iterator<Item = &SimpleQueryRow> {
+        self.0.iter()
+    }
+}
+
+/// A column's text; none: NULL, or there is no such column in this version.
+pub fn column<'a>(row: &'a SimpleQueryRow, name: &str) -> Option<&'a str> {
+    row.try_get(name).ok().flatten()
+}
+
+/// The connection.
+pub struct Session {
+    what: String,
+    client: Client,
+    connection: Pin<Box<Connection<Socket, NoTlsStream>>>,
+}
+
+impl Session {
+    /// Connects and logs in.
+    ///
+    /// # Errors
+    /// When that is not done within [`DEADLINE`].
+    pub async fn open(target: &Target) -> Result<Session, SessionError> {
+        let what = target.what.clone();
+        let broken = |message: String| SessionError::Broken {
+            what: what.clone(),
+            doing: "a connection".into(),
+            message,
+        };
+        let mut config = parse_conninfo(&target.conninfo, &target.default_dbname).map_err(broken)?;
+        if let Some(file) = &target.password_file {
+            config.password(files::read_secret(file).map_err(|e| broken(e.to_string()))?);
+        }
+        match timeout(DEADLINE, config.connect(NoTls)).await {
+            Err(_) => Err(SessionError::Silent { what, doing: "a connection".into() }),
+            Ok(Err(e)) => Err(broken(format!("{} ({})", words(&e), target.conninfo))),
+            Ok(Ok((client, connection))) => Ok(Session { what, client, connection: Box::pin(connection) }),
+        }
+    }
+
+    /// Runs one command by the simple protocol. After [`SessionError::Silent`] and [`SessionError::Broken`] the session
+    /// is of no more use: drop it.
+    ///
+    /// # Errors
+    /// When it is refused, or has no answer within [`DEADLINE`].
+    pub async fn run(&mut self, command: &str) -> Result<Rows, SessionError> {
+        let (what, doing) = (self.what.clone(), command.to_owned());
+        let answered = async {
+            tokio::select! {
+                biased;
+                answer = self.client.simple_query(command) => answer.map_err(|e| (e.as_db_error().is_some(), words(&e))),
+                end = &mut self.connection => Err((false, end_words(end))),
+            }
+        };
+        match timeout(DEADLINE, answered).await {
+            Err(_) => Err(SessionError::Silent { what, doing }),
+            Ok(Err((true, message))) => Err(SessionError::Refused { what, doing, message }),
+            Ok(Err((false, message))) => Err(SessionError::Broken { what, doing, message }),
+            Ok(Ok(messages)) => Ok(Rows(messages.into_iter().filter_map(row).collect())),
+        }
+    }
+
+    /// Waits until the connection ends by itself. Drop the session then.
+    pub async fn ended(&mut self) {
+        let _ = (&mut self.connection).await;
+    }
+
+    /// Whether the far side has closed the connection while nobody looked.
+    pub async fn has_ended(&mut self) -> bool {
+        std::future::poll_fn(|cx| std::task::Poll::Ready(self.connection.as_mut().poll(cx).is_ready())).await
+    }
+}
+
+fn row(message: SimpleQueryMessage) -> Option<SimpleQueryRow> {
+    match message {
+        SimpleQueryMessage::Row(row) => Some(row),
+        _ => None,
+    }
+}
+
+fn end_words(end: Result<(), tokio_postgres::Error>) -> String {
+    end.err().map_or_else(|| "the connection was closed".into(), |e| words(&e))
+}
+
+/// A session that is opened when it is needed and forgotten when it breaks.
+#[derive(Default)]
+pub struct Kept {
+    session: Option<Session>,
+}
+
+impl Kept {
+    /// The open session, or a new one, and whether it is new.
+    ///
+    /// # Errors
+    /// As [`Session::open`].
+    pub async fn get(&mut self, target: &Target) -> Result<(&mut Session, bool), SessionError> {
+        let usable = match &mut self.session {
+            Some(session) => !session.has_ended().await,
+            None => false,
+        };
+        let session = match self.session.take().filter(|_| usable) {
+            Some(session) => session,
+            None => Session::open(target).await?,
+        };
+        Ok((self.session.insert(session), !usable))
+    }
+
+    /// Forgets the session.
+    pub fn drop_session(&mut self) {
+        self.session = None;
+    }
+
+    /// Waits until an open session ends by itself and forgets it; waits for ever if none is open.
+    pub async fn watch(&mut self) {
+        match &mut self.session {
+            Some(session) => session.ended().await,
+            None => std::future::pending().await,
+        }
+        self.session = None;
+    }
+}
