@@ -133,7 +133,7 @@ impl Lab {
         let logins = format!(
             "CREATE USER {app} PASSWORD '{password}'; CREATE USER {WATCH_USER};",
             app = pgbouncer::APP_USER,
-            password = pgbouncer::APP_PASSWORD
+            password = pgbouncer::APP_SECRET
         );
         let database = format!("CREATE DATABASE {} OWNER {}", pgbouncer::DATABASE, pgbouncer::APP_USER);
         admin.batch_execute(&logins).await.context("making the lab's logins")?;
