@@ -37,18 +37,6 @@ impl Failure {
     }
 }
 
-/// An error with everything that caused it, in one line.
-pub(super) fn chain(error: &dyn std::error::Error) -> String {
-    let mut line = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        line.push_str(": ");
-        line.push_str(&error.to_string());
-        cause = error.source();
-    }
-    line
-}
-
 impl From<ClientError> for Failure {
     fn from(e: ClientError) -> Self {
         match e {

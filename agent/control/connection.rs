@@ -27,7 +27,8 @@ pub(super) async fn run(stream: UnixStream, uid: u32, context: Context, stop: Ca
     let mut peer = Peer { read: BufReader::new(read), write };
     let served = tokio::select! {
         biased;
-        () = stop.cancelled() => peer.send(&Answer::Refused("the agent is stopping".to_owned())).await,
+        // Hung up on, a callback is kept, and a command says that the daemon is not reachable: both are right.
+        () = stop.cancelled() => Err(Gone),
         served = serve(&mut peer, uid, context) => served,
     };
     if served.is_err() {
@@ -148,11 +149,8 @@ async fn events(peer: &mut Peer, context: Context, since: u64, follow: bool) -> 
 async fn callback(peer: &mut Peer, context: Context, call: Call) -> Sent {
     // Cut here too: not every peer is our own client.
     let call = Call::new(&call.action, &call.role, &call.scope);
-    let answer = match context.events.send_timeout(call.clone().hint(), QUEUE).await {
-        Ok(()) => {
-            call.record(context.pages.journal(), "");
-            Answer::Done(String::new())
-        }
+    let answer = match context.events.send_timeout(call.hint(), QUEUE).await {
+        Ok(()) => Answer::Done(String::new()),
         Err(_) => Answer::Refused("the agent is busy".to_owned()),
     };
     peer.send(&answer).await
