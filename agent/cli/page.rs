@@ -49,7 +49,7 @@ page! {
     /// A server's address.
     Endpoint { host: String, port: u16, }
     /// How new the view is.
-    Term { timeline: u32, }
+    Term { timeline: Option<u32>, }
     /// One cluster.
     Cluster {
         name: String,

@@ -92,7 +92,8 @@ fn cluster(page: &Page, cluster: &Cluster, paint: Paint, lines: &mut Vec<String>
         None => "no leader".to_owned(),
     };
     let writable = paint.judge(cluster.writable, if cluster.writable { "writable" } else { "not writable" });
-    let term = cluster.term.as_ref().map(|t| format!(", timeline {}", t.timeline)).unwrap_or_default();
+    let timeline = cluster.term.as_ref().and_then(|t| t.timeline);
+    let term = timeline.map(|t| format!(", timeline {t}")).unwrap_or_default();
     let name = paint.bold(&format!("CLUSTER {}", cut(&cluster.name, 24)));
     lines.push(format!("{name} {}, {writable}{term}", cut(&leader, 24)));
     lines.extend(wrap(2, &cluster.writable_reason.to_string()));

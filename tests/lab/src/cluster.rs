@@ -56,7 +56,8 @@ impl Lab {
         let client = self.superuser(&leader.name, "postgres").await?;
         let in_recovery = sql::value(&client, "SELECT pg_is_in_recovery()").await?;
         ensure!(in_recovery.as_deref() == Some("f"), "{} leads, but is in recovery", leader.name);
-        let streaming = sql::value(&client, "SELECT count(*) FROM pg_stat_replication WHERE state = 'streaming'");
+        let streaming =
+            sql::value(&client, "SELECT count(*) FROM pg_stat_replication WHERE state = 'streaming'");
         let streaming: usize = streaming.await?.unwrap_or_default().parse()?;
         let replicas = members.iter().filter(|m| !m.leads() && m.is_up()).count();
         ensure!(streaming >= replicas, "{streaming} of {replicas} replicas stream from {}", leader.name);

@@ -37,7 +37,8 @@ impl Lab {
         signal_all(&victims, Signal::SIGKILL)?;
         let gone = wait::until(Duration::from_secs(10), || victims.iter().all(|p| !p.alive())).await;
         ensure!(gone, "{part:?} on {host} does not end after SIGKILL");
-        let living: Vec<_> = self.state.processes.iter().filter(|(_, p)| p.alive()).map(|(k, _)| k.clone()).collect();
+        let living: Vec<_> =
+            self.state.processes.iter().filter(|(_, p)| p.alive()).map(|(k, _)| k.clone()).collect();
         self.state.processes.retain(|key, _| living.contains(key));
         self.state.write()
     }

@@ -152,7 +152,8 @@ impl Lab {
         let (leader, replica) = (self.address(&leader)?, replica.map(|r| self.address(&r)).transpose()?);
         for pooler in self.state.spec.poolers.clone() {
             let host = self.state.host(&pooler.name)?.clone();
-            let lead_to: Vec<Ipv4Addr> = pooler.routes.iter().map(|(_, to)| first_target(*to, leader, replica)).collect();
+            let lead_to: Vec<Ipv4Addr> =
+                pooler.routes.iter().map(|(_, to)| first_target(*to, leader, replica)).collect();
             pgbouncer::configure(&self.state, &host, &pooler, &lead_to)?;
             give_files(&host, &["pgbouncer.ini", "userlist.txt"])?;
             self.start(&pooler.name, Component::PgBouncer)?;
@@ -336,7 +337,11 @@ fn make_folder(wanted: Option<&Path>) -> Result<PathBuf> {
             fs::create_dir(dir).with_context(|| format!("making the lab's folder {}", dir.display()))?;
             dir.to_path_buf()
         }
-        None => tempfile::Builder::new().prefix("pgsquire-lab-").tempdir().context("making the lab's folder")?.keep(),
+        None => tempfile::Builder::new()
+            .prefix("pgsquire-lab-")
+            .tempdir()
+            .context("making the lab's folder")?
+            .keep(),
     };
     let dir = fs::canonicalize(dir)?;
     fs::set_permissions(&dir, Permissions::from_mode(0o755))?;

@@ -17,29 +17,38 @@
 //! started by root.
 
 pub mod agent;
+pub mod bench;
 mod classic;
 mod cluster;
+pub mod demo;
 pub mod etcd;
+pub mod event;
 mod faults;
 mod guard;
 pub mod http;
 mod lab;
+pub mod load;
 mod network;
 pub mod patroni;
 pub mod pgbouncer;
 mod process;
 mod progress;
+pub mod report;
 mod setup;
 mod spec;
 pub mod sql;
 mod state;
 mod teardown;
 pub mod wait;
+mod watcher;
 
 pub use faults::Part;
 pub use lab::Lab;
+pub use load::{Load, LoadSpec, Work};
 pub use network::Network;
 pub use process::ProcessId;
 pub use progress::Progress;
+pub use report::Report;
 pub use spec::{Follow, PATRONI, PATRONI_OLD, PgBouncerBuild, Pooler, Spec, Store, Target};
 pub use state::{Component, Host, HostRole, State};
+pub use watcher::Watcher;

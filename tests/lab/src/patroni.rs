@@ -193,7 +193,8 @@ impl Rest {
             match self.http.json(&format!("{url}/cluster")).await {
                 Ok(mut view) => {
                     let members = view.get_mut("members").map(Value::take).unwrap_or_default();
-                    return serde_json::from_value(members).with_context(|| format!("cluster as seen by {name}"));
+                    return serde_json::from_value(members)
+                        .with_context(|| format!("cluster as seen by {name}"));
                 }
                 Err(e) => last = Some(e),
             }

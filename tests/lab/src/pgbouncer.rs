@@ -79,7 +79,12 @@ pub fn console_conninfo(state: &State, host: &Host, pooler: &Pooler) -> String {
 ///
 /// The console opens to the PgBouncer's own system user without a password. Started by root the lab is another user, so
 /// it asks through psql as that user.
-pub async fn console(state: &State, host: &Host, pooler: &Pooler, command: &str) -> Result<Vec<Vec<(String, String)>>> {
+pub async fn console(
+    state: &State,
+    host: &Host,
+    pooler: &Pooler,
+    command: &str,
+) -> Result<Vec<Vec<(String, String)>>> {
     let (sockets, port) = (host.sockets(), state.network.port(pooler.port));
     let what = || format!("{command} on the console of {}", host.name);
     if is_root() {

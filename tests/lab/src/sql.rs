@@ -4,33 +4,40 @@ use std::net::SocketAddrV4;
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use tokio_postgres::{Client, Config, NoTls, SimpleQueryMessage};
 
-/// How long a connection may take to be made.
-pub const CONNECT_LIMIT: Duration = Duration::from_secs(5);
+/// How long a connection by unix socket may take to be made.
+const SOCKET_LIMIT: Duration = Duration::from_secs(5);
 
 /// Connects to a unix socket.
 pub async fn by_socket(folder: &Path, port: u16, user: &str, database: &str) -> Result<Client> {
     let mut config = Config::new();
     config.host_path(folder).port(port).user(user).dbname(database);
-    connect(&config).await.with_context(|| format!("connecting to {}", folder.display()))
+    connect(&config, SOCKET_LIMIT).await.with_context(|| format!("connecting to {}", folder.display()))
 }
 
-/// Connects to an address; without a password if the server asks for none.
-pub async fn by_address(to: SocketAddrV4, user: &str, password: &str, database: &str) -> Result<Client> {
+/// Connects to an address; without a password if that is empty. Gives up after `limit`.
+pub async fn by_address(
+    to: SocketAddrV4,
+    user: &str,
+    password: &str,
+    database: &str,
+    limit: Duration,
+) -> Result<Client> {
     let mut config = Config::new();
     config.host(to.ip().to_string()).port(to.port()).user(user).dbname(database);
     if !password.is_empty() {
         config.password(password);
     }
-    connect(&config).await.with_context(|| format!("connecting to {to}"))
+    connect(&config, limit).await.with_context(|| format!("connecting to {to}"))
 }
 
-async fn connect(config: &Config) -> Result<Client> {
+async fn connect(config: &Config, limit: Duration) -> Result<Client> {
     let connecting = config.connect(NoTls);
-    let (client, connection) =
-        tokio::time::timeout(CONNECT_LIMIT, connecting).await.context("no answer in time")??;
+    let (client, connection) = tokio::time::timeout(limit, connecting)
+        .await
+        .map_err(|_| anyhow!("no answer in {} s", limit.as_secs()))??;
     // Ends by itself when the client is dropped or the server is gone.
     tokio::spawn(connection);
     Ok(client)

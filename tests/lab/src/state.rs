@@ -129,7 +129,8 @@ impl State {
     /// Does this host have an agent?
     pub fn has_agent(&self, host: &Host) -> bool {
         use crate::spec::Follow;
-        let followed = |name: &str| self.spec.poolers.iter().any(|p| p.name == name && p.follow == Follow::Agent);
+        let followed =
+            |name: &str| self.spec.poolers.iter().any(|p| p.name == name && p.follow == Follow::Agent);
         self.spec.agent.is_some()
             && match host.role {
                 HostRole::Etcd => false,
