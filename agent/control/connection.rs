@@ -149,8 +149,11 @@ async fn events(peer: &mut Peer, context: Context, since: u64, follow: bool) -> 
 async fn callback(peer: &mut Peer, context: Context, call: Call) -> Sent {
     // Cut here too: not every peer is our own client.
     let call = Call::new(&call.action, &call.role, &call.scope);
-    let answer = match context.events.send_timeout(call.hint(), QUEUE).await {
-        Ok(()) => Answer::Done(String::new()),
+    let answer = match context.events.send_timeout(call.clone().hint(), QUEUE).await {
+        Ok(()) => {
+            call.record(context.pages.journal(), "");
+            Answer::Done(String::new())
+        }
         Err(_) => Answer::Refused("the agent is busy".to_owned()),
     };
     peer.send(&answer).await

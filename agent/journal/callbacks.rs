@@ -47,6 +47,12 @@ impl Call {
     pub fn hint(self) -> Event {
         Event::Hinted(Hint::Callback { action: self.action, role: self.role, scope: self.scope })
     }
+
+    /// Puts it into the flight recorder. (The core does not: for it a hint is nothing that happened.)
+    pub fn record(&self, journal: &Journal, how: &str) {
+        let text = format!("{} {}{how}", self.action, self.role);
+        journal.record("callback", &self.scope, &text);
+    }
 }
 
 /// One line of the file.
@@ -124,17 +130,11 @@ async fn hand_over(file: &mut tokio::fs::File, journal: &Journal, events: &Sende
     let whole = bytes.iter().rposition(|b| *b == b'\n').map_or(0, |last| last + 1);
     let lines =
         bytes[..whole].split(|b| *b == b'\n').filter_map(|line| serde_json::from_slice::<Line>(line).ok());
-    let mut last = None;
-    let mut count = 0;
     for Line { time, call } in lines {
+        call.record(journal, &format!(" (at {time}, while the daemon was away)"));
         if events.send(call.hint()).await.is_err() {
             break;
         }
-        (last, count) = (Some(time), count + 1);
-    }
-    if let Some(time) = last {
-        let text = format!("{count} came while the daemon was away, the last at {time}");
-        journal.record("callback", "kept", &text);
     }
     Ok(whole as u64)
 }

@@ -166,14 +166,21 @@ impl Host {
         http(&format!("127.0.0.1:{}", self.port), method, path)
     }
 
-    /// Waits until a file in the state folder holds this.
-    pub fn wait_for_line(&mut self, follow: &[&str], part: &str) -> String {
+    /// Waits until a command that goes on prints a line with this.
+    pub fn wait_for_line(&self, follow: &[&str], part: &str) -> String {
         let mut child = self.command(follow).stdout(Stdio::piped()).spawn().expect("started");
         let lines = BufReader::new(child.stdout.take().expect("piped")).lines();
-        let found = lines.map_while(Result::ok).find(|line| line.contains(part));
+        let (found, line) = std::sync::mpsc::channel();
+        let wanted = part.to_owned();
+        let reader = std::thread::spawn(move || {
+            let line = lines.map_while(Result::ok).find(|line| line.contains(&wanted));
+            let _ = found.send(line);
+        });
+        let line = line.recv_timeout(LONG).ok().flatten();
         child.kill().expect("killed");
         child.wait().expect("ended");
-        found.unwrap_or_else(|| panic!("no line with {part:?}"))
+        reader.join().expect("reader ended");
+        line.unwrap_or_else(|| panic!("{follow:?} says nothing with {part:?}"))
     }
 }
 
