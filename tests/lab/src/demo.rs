@@ -67,6 +67,9 @@ async fn play(lab: &mut Lab, clients: usize, progress: &Progress) -> Result<Vec<
     Ok(events)
 }
 
+/// One line of the table.
+type Figure = fn(&Seen) -> String;
+
 /// What the clients saw, the loads side by side.
 pub fn table(events: &[Event]) -> String {
     let mut text = String::from("What the clients saw\n");
@@ -77,7 +80,7 @@ pub fn table(events: &[Event]) -> String {
         };
         let title = format!("{what}, {} -> {}", event.from, event.to);
         row(&mut text, &title, event.seen.iter().map(|s| s.load.clone()));
-        let lines: [(&str, fn(&Seen) -> String); 4] = [
+        let lines: [(&str, Figure); 4] = [
             ("  longest time without a commit", |s| human(s.report.outage)),
             ("  new primary writable -> first commit", |s| human(s.writable_to_first_commit)),
             ("  new primary writable -> every client served", |s| human(s.writable_to_all_clients)),

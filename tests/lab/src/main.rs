@@ -283,7 +283,8 @@ async fn status(lab: &Lab) -> Result<()> {
     }
     for pooler in &lab.state().spec.poolers {
         for (database, to) in &pooler.routes {
-            let target = lab.pool_target(&pooler.name, database).await.unwrap_or_else(|e| format!("{e:#}"));
+            let targets = lab.pool_targets(&pooler.name, database).await;
+            let target = targets.map_or_else(|e| format!("{e:#}"), |names| names.join(", "));
             let by = match pooler.follow {
                 Follow::Agent if lab.state().spec.agent.is_some() => "agent",
                 Follow::Classic => "classic callback",
