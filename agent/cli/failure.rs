@@ -31,7 +31,7 @@ impl Failure {
         };
         if !line.is_empty() {
             // With standard error closed there is nobody to tell.
-            let _ = writeln!(std::io::stderr(), "pgsquire: {line}");
+            let _ = std::io::stderr().write_all(format!("pgsquire: {line}\n").as_bytes());
         }
         ExitCode::from(code)
     }
