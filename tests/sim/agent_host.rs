@@ -118,7 +118,7 @@ impl World {
         host.follows.iter_mut().for_each(Follow::stop);
         host.agent = Some(Agent::new(host.config.clone(), host.state.clone(), now));
         host.answers.clear();
-        host.memory.restarted();
+        host.memory.restarted(&host.state);
         let (run, name) = (host.run, host.name.clone());
         self.say(|_| format!("{name}: the agent starts (run {run})"));
         self.tell(h, run, vec![Event::Tick]);
@@ -146,7 +146,6 @@ impl World {
         for event in events {
             let now = self.host_time(h);
             self.check_twice(h, now, &event);
-            let Some(agent) = &mut self.hosts[h].agent else { return };
             if matches!(event, Event::Done { .. }) && self.hosts[h].answers.len() < 64 {
                 self.hosts[h].answers.push(event.clone());
             }
@@ -211,6 +210,7 @@ impl World {
             return;
         }
         if job.fate == Fate::Refused {
+            self.hosts[job.host].memory.keep_failed |= matches!(job.order, Order::KeepTerm { .. });
             return self.answer(&job, Outcome::Failed { why: "refused".into() });
         }
         match self.part(&job) {

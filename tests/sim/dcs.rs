@@ -42,6 +42,8 @@ pub struct Store {
     pub outage: bool,
     /// Watches below this must read again.
     pub compacted: u64,
+    /// Below this revision not everything is known: the store began there, or was rebuilt.
+    pub base: u64,
     /// Everything that ever happened under this id.
     pub history: Vec<Change>,
     keys: BTreeMap<String, (StoredValue, Option<usize>)>,
@@ -58,6 +60,7 @@ impl Store {
             revision: 1,
             outage: false,
             compacted: 0,
+            base: 1,
             history: Vec::new(),
             keys: BTreeMap::new(),
             leases: BTreeMap::new(),
@@ -138,11 +141,6 @@ impl Store {
         self.revision != before
     }
 
-    /// The next time that [`expire`](Self::expire) may do something.
-    pub fn next_expiry(&self) -> Option<Time> {
-        self.leases.values().min().copied().filter(|_| !self.outage)
-    }
-
     /// A linearizable read.
     pub fn read(&self, now: Time) -> View {
         let lease = self.keys.get("leader").and_then(|(_, lease)| lease.as_ref());
@@ -196,6 +194,7 @@ impl Store {
         store.leaders.push((1, leader));
         let all = store.keys.iter().map(|(key, (stored, _))| (key.clone(), Some(stored.clone()))).collect();
         store.revision = revision;
+        store.base = revision;
         store.history.push(Change { revision, changes: all });
         store
     }

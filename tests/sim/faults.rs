@@ -266,17 +266,20 @@ impl World {
 
     /// The store comes back from a snapshot that is some revisions old.
     fn rebuild(&mut self, c: usize, same_id: bool) {
+        if self.clusters[c].rebuilt.is_some() {
+            return;
+        }
         let back = 1 + self.rng.below(30) as u64;
         let until = self.now + self.clusters[c].ttl;
         let store = &self.clusters[c].store;
-        let revision = store.revision.saturating_sub(back).max(6);
+        let revision = store.revision.saturating_sub(back).max(store.base);
         let id = if same_id { store.id.clone() } else { format!("{}'", store.id) };
         let term = store.raft_term;
         let mut rebuilt = store.rebuilt(revision, &id, until);
         rebuilt.raft_term = if same_id { term } else { 2 };
         rebuilt.outage = store.outage;
         self.clusters[c].store = rebuilt;
-        self.clusters[c].rebuilt += 1;
+        self.clusters[c].rebuilt = Some(self.now);
         self.at(until, Thing::Lease(c));
         for h in 0..self.hosts.len() {
             for f in 0..self.hosts[h].follows.len() {
@@ -295,7 +298,7 @@ impl World {
             Fault::HostStore(h, f) => self.cut_store(h, f, on),
             Fault::Stale(h, f) => {
                 let store = &self.clusters[self.hosts[h].follows[f].cluster].store;
-                let revision = store.revision.saturating_sub(self.rng.below(25) as u64).max(6);
+                let revision = store.revision.saturating_sub(self.rng.below(25) as u64).max(store.base);
                 self.hosts[h].follows[f].stale = on.then_some(revision);
                 self.reconnect(h, f, on);
             }

@@ -56,6 +56,11 @@ impl World {
                 up.push(h);
             }
         }
+        // A store that comes back from a snapshot has no say about leases that were given out since: Patroni itself is split.
+        let split = |at: Time| self.now.since(at) < self.clusters[0].ttl + Duration::from_secs(10);
+        if self.clusters[0].rebuilt.is_some_and(split) {
+            return;
+        }
         if let [first, second, ..] = up.as_slice() {
             let text = format!("{} and {} both say primary", self.hosts[*first].name, self.hosts[*second].name);
             self.broken("S1", text);
@@ -81,7 +86,7 @@ impl World {
             return Err(format!("{} says primary, but was not writable for {PROBE_AGE:?}", host.name));
         }
         let lost = cluster.lost.get(&member.name).is_some_and(|at| self.now.since(*at) <= PROBE_AGE);
-        if cluster.rebuilt == 0 && cluster.holder.as_ref() != Some(&member.name) && !lost {
+        if cluster.rebuilt.is_none() && cluster.holder.as_ref() != Some(&member.name) && !lost {
             return Err(format!("{} says primary, but lost the leader key long ago", host.name));
         }
         let read = host.memory.stores.get(&cluster.name).and_then(|store| store.read);
@@ -142,7 +147,7 @@ impl World {
             return Ok(());
         };
         let cluster = self.clusters.iter().find(|c| c.name == name);
-        let Some(cluster) = cluster.filter(|c| c.rebuilt == 0 && c.store.id == *id) else { return Ok(()) };
+        let Some(cluster) = cluster.filter(|c| c.rebuilt.is_none() && c.store.id == *id) else { return Ok(()) };
         let newest = cluster.store.leader_at(*revision);
         if leader == newest {
             return Ok(());
@@ -175,7 +180,10 @@ impl World {
             Event::StoreRead { cluster, read } => {
                 let store = memory.stores.entry(cluster.clone()).or_default();
                 store.read = store.read.max(Some(read.started));
-                let older = store.newest.as_ref().is_some_and(|(id, r)| *id == read.store && *r > read.revision);
+                let above = |known: &Option<(String, u64)>| {
+                    known.as_ref().is_some_and(|(id, r)| *id == read.store && *r > read.revision)
+                };
+                let older = above(&store.newest) || above(&store.floor);
                 if !older {
                     store.newest = Some((read.store.clone(), read.revision));
                 }

@@ -96,20 +96,15 @@ impl World {
 
     /// Whether a route leads where it must; false: there is no such place.
     fn settled_route(&self, host: &Host, pooler: &PgBouncer, entry: &str, route: &Route) -> Result<bool, String> {
+        let allowed = self.allowed(host, route);
+        if allowed.is_empty() {
+            return Ok(false);
+        }
         let disk = pooler.on_disk();
         let on_disk = disk.get(entry).ok_or("the file has no such entry")?;
         let loaded = pooler.loaded.get(entry).ok_or("it is not loaded")?;
-        let allowed = self.allowed(host, route);
-        let listed: BTreeSet<Endpoint> = on_disk
-            .host
-            .split(',')
-            .map(|host| Endpoint { host: host.into(), port: on_disk.port })
-            .collect();
         if loaded != on_disk && pooler.would_load() {
             return Err(format!("loaded is {loaded}, on disk is {on_disk}"));
-        }
-        if allowed.is_empty() {
-            return Ok(false);
         }
         let loaded: BTreeSet<Endpoint> =
             loaded.host.split(',').map(|host| Endpoint { host: host.into(), port: loaded.port }).collect();
@@ -130,7 +125,6 @@ impl World {
                 return Err(format!("a link leads to {}", link.to));
             }
         }
-        let _ = listed;
         Ok(true)
     }
 

@@ -1,6 +1,7 @@
 //! What the invariants remember of a host.
 
 use pgsquire_core::effect::EffectId;
+use pgsquire_core::event::Restored;
 use pgsquire_core::pgbouncer::console::ConsoleView;
 use pgsquire_core::time::Time;
 use std::collections::{BTreeMap, VecDeque};
@@ -23,6 +24,8 @@ pub struct PoolerMemory {
 pub struct StoreMemory {
     /// When the newest read that the agent was told was begun, by the host's clock.
     pub read: Option<Time>,
+    /// Id and revision of the term that this run began with: what is older is refused.
+    pub floor: Option<(String, u64)>,
     /// Id and newest revision that it was told.
     pub newest: Option<(String, u64)>,
     /// Highest timeline that any write route of the host was ordered to.
@@ -48,11 +51,14 @@ pub struct Memory {
 
 impl Memory {
     /// The agent starts anew: what only one run is bound to is forgotten.
-    pub fn restarted(&mut self) {
+    pub fn restarted(&mut self, state: &Restored) {
         self.looks.clear();
         for pooler in self.poolers.values_mut() {
             pooler.reloads.clear();
             pooler.look = None;
+        }
+        for (cluster, term) in &state.terms {
+            self.stores.entry(cluster.clone()).or_default().floor = Some((term.store.clone(), term.revision));
         }
         for store in self.stores.values_mut() {
             store.read = None;

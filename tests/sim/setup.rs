@@ -213,7 +213,7 @@ impl World {
             loop_wait: Duration::from_secs(setup.loop_wait),
             paused: false,
             old_words: setup.old_words,
-            rebuilt: 0,
+            rebuilt: None,
             holder: None,
             lost: BTreeMap::new(),
         }
@@ -234,6 +234,7 @@ impl World {
         }
         self.clusters[c].store.put("leader", &leader, Some(0));
         self.clusters[c].members[0].patroni.lock_until = until;
+        self.clusters[c].store.base = self.clusters[c].store.revision;
         self.store_changed(c);
     }
 

@@ -57,8 +57,8 @@ pub struct Cluster {
     pub paused: bool,
     /// Roles are written as `master`.
     pub old_words: bool,
-    /// How often the store was rebuilt.
-    pub rebuilt: u32,
+    /// When the store was last rebuilt.
+    pub rebuilt: Option<Time>,
     /// Who holds the leader key.
     pub holder: Option<String>,
     /// When members last lost it.
