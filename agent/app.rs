@@ -1,25 +1,17 @@
 //! The whole daemon put together. The only place that spawns; every task is awaited, and a task that ends unasked ends
 //! the process: systemd starts it again.
 
-use crate::clock;
 use crate::config::{self, ClusterSettings, Settings, Store};
-use crate::control;
-use crate::dcs;
 use crate::driver::{self, Ends, Hands};
-use crate::http;
-use crate::journal::Journal;
-use crate::patroni;
-use crate::pgbouncer;
-use crate::postgres;
-use crate::state;
-use crate::systemd::Notifier;
-use crate::telemetry;
-use crate::watcher;
+use crate::page::Pages;
+use crate::{
+    clock, control, dcs, files, http, journal, patroni, pgbouncer, postgres, state, systemd, telemetry,
+    watcher,
+};
 use anyhow::{Context, anyhow};
 use pgsquire_core::agent::Agent;
 use pgsquire_core::effect::Effect;
 use pgsquire_core::event::Event;
-use pgsquire_core::status::Status;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -44,65 +36,72 @@ type Crew = JoinSet<&'static str>;
 ///
 /// # Errors
 /// When a listener cannot be bound, the state folder cannot be used, or a task ends unasked.
-pub fn run(settings: Settings, config_path: PathBuf) -> anyhow::Result<()> {
+pub fn run(settings: Settings, config_path: PathBuf, filter: telemetry::Filter) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .thread_name("pgsquire")
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
-    runtime.block_on(daemon(settings, config_path))
+    runtime.block_on(daemon(settings, config_path, filter))
 }
 
-async fn daemon(settings: Settings, config_path: PathBuf) -> anyhow::Result<()> {
-    let log = telemetry::init(&settings.telemetry)?;
-    let notifier = Notifier::from_env();
-    let journal = Journal::open(&settings.state_dir);
-    let (restored, problems) = state::load_restored(&settings.state_dir);
-    for problem in &problems {
-        tracing::warn!("{problem}");
-    }
+async fn daemon(settings: Settings, config_path: PathBuf, filter: telemetry::Filter) -> anyhow::Result<()> {
+    let web = http::bind(&settings.http.listen, systemd::inherited_listener()).await?;
+    let socket = control::bind(&settings.control_socket)?;
+    files::private_folder(&settings.state_dir).context("[node] state_dir")?;
+    let (journal, writer) = journal::open(&settings.state_dir);
+    let (restored, troubles) = state::load_restored(&settings.state_dir);
     let agent = Agent::new(settings.core.clone(), restored.clone(), clock::now());
-    let (status, status_rx) = watch::channel(Arc::new(agent.status(clock::now())));
-    let (events, events_rx) = mpsc::channel(EVENTS);
-    let (hands_tx, hands_rx) = mpsc::channel(1);
-    let stop = CancellationToken::new();
 
-    let control = control::bind(&settings.control_socket)?;
-    let http = http::bind(&settings.http)?;
-    tracing::info!(node = %settings.core.node, config = %config_path.display(), "pgsquire {} runs", env!("CARGO_PKG_VERSION"));
+    let (status, shown) = watch::channel(Arc::new(agent.status(clock::now())));
+    let (notes, noted) = watch::channel(troubles.clone());
+    let (events, facts) = mpsc::channel(EVENTS);
+    let (new_hands, hands) = mpsc::channel(1);
+    let pages = Pages::new(shown, noted, journal.clone());
+    let stop = CancellationToken::new();
+    let mut workers = Workers::spawn(&settings, &restored.terms, &events);
+    let ends = Ends { events: facts, hands, status, journal: journal.clone() };
 
     let mut crew = Crew::new();
-    let mut workers = Workers::spawn(&settings, &restored.terms, &events);
-    let ends = Ends { events: events_rx, hands: hands_rx, status, journal: journal.clone(), notifier: notifier.clone() };
-    let (first_hands, driver_stop) = (workers.take_hands(), stop.clone());
-    crew.spawn(async move {
-        driver::run(agent, first_hands, ends, driver_stop).await;
-        "the driver"
+    crew.spawn_blocking(move || {
+        writer.run();
+        "the flight recorder's writer"
     });
-    let context = control::Context { status: status_rx.clone(), events: events.clone(), journal: journal.clone() };
-    let control_stop = stop.clone();
-    crew.spawn(async move {
-        control::serve(control, context, control_stop).await;
-        "the control socket"
-    });
-    let (http_status, http_stop) = (status_rx, stop.clone());
-    crew.spawn(async move {
-        http::serve(http, http_status, http_stop).await;
-        "the HTTP listener"
-    });
-    for hint in journal.import_callbacks() {
-        let _ = events.send(hint).await;
+    let import =
+        journal::callbacks::import(settings.state_dir.clone(), journal.clone(), events.clone(), stop.clone());
+    add(&mut crew, "the reader of kept callbacks", import);
+    add(&mut crew, "the driver", driver::run(agent, workers.take_hands(), ends, stop.clone()));
+    add(&mut crew, "the HTTP listener", http::serve(web, pages.clone(), stop.clone()));
+    let context = control::Context::new(pages, events.clone());
+    add(&mut crew, "the control socket", control::serve(socket, context, stop.clone()));
+    for trouble in &troubles {
+        tracing::warn!("{trouble}");
     }
-    notifier.ready();
-    let mut reload = Reload { config_path, settings, events, hands: hands_tx, notifier: notifier.clone(), log };
+    let started = format!("version {} runs with {}", env!("CARGO_PKG_VERSION"), config_path.display());
+    tracing::info!(node = %settings.core.node, "{started}");
+    journal.record("agent", &settings.core.node, &started);
+    systemd::ready();
+
+    let mut reload = Reload { config_path, settings, events, hands: new_hands, notes, troubles, filter };
     let ended = supervise(&mut crew, &mut workers, &mut reload).await;
-    notifier.stopping();
-    stop.cancel();
+    systemd::stopping();
     workers.end().await;
-    let _ = tokio::time::timeout(GRACE, async { while crew.join_next().await.is_some() {} }).await;
-    journal.flush();
+    journal.record("agent", &reload.settings.core.node, "stopped");
+    stop.cancel();
+    journal.close();
+    let all = async { while crew.join_next().await.is_some() {} };
+    if tokio::time::timeout(GRACE, all).await.is_err() {
+        tracing::warn!("some tasks did not end within {} s", GRACE.as_secs());
+    }
     ended
+}
+
+fn add(crew: &mut Crew, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
+    crew.spawn(async move {
+        task.await;
+        name
+    });
 }
 
 /// Waits for a signal, a changed file, or the end of a task.
@@ -157,7 +156,8 @@ impl Workers {
         terms: &BTreeMap<String, pgsquire_core::wal::Term>,
         events: &Sender<Event>,
     ) -> Self {
-        let mut workers = Workers { crew: Crew::new(), stop: CancellationToken::new(), hands: Hands::default() };
+        let mut workers =
+            Workers { crew: Crew::new(), stop: CancellationToken::new(), hands: Hands::default() };
         for cluster in &settings.clusters {
             workers.follow(cluster, events);
         }
@@ -173,12 +173,18 @@ impl Workers {
                 password_file: postgres.password_file.clone(),
             };
             workers.hands.postgres = Some(orders);
-            workers.add("the prober of PostgreSQL", postgres::run(config, inbox, events.clone(), workers.stop.clone()));
+            workers.add(
+                "the prober of PostgreSQL",
+                postgres::run(config, inbox, events.clone(), workers.stop.clone()),
+            );
         }
         let (orders, inbox) = mpsc::channel(ORDERS);
         let config = state::WorkerConfig { state_dir: settings.state_dir.clone(), terms: terms.clone() };
         workers.hands.state = Some(orders);
-        workers.add("the keeper of the state folder", state::run(config, inbox, events.clone(), workers.stop.clone()));
+        workers.add(
+            "the keeper of the state folder",
+            state::run(config, inbox, events.clone(), workers.stop.clone()),
+        );
         for pooler in &settings.poolers {
             let (orders, inbox) = mpsc::channel(ORDERS);
             let config = pgbouncer::WorkerConfig {
@@ -190,16 +196,16 @@ impl Workers {
                 state_dir: settings.state_dir.clone(),
             };
             workers.hands.poolers.insert(pooler.name.clone(), orders);
-            workers.add("a pooler's worker", pgbouncer::run(config, inbox, events.clone(), workers.stop.clone()));
+            workers.add(
+                "a pooler's worker",
+                pgbouncer::run(config, inbox, events.clone(), workers.stop.clone()),
+            );
         }
         workers
     }
 
     fn add(&mut self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
-        self.crew.spawn(async move {
-            task.await;
-            name
-        });
+        add(&mut self.crew, name, task);
     }
 
     fn follow(&mut self, cluster: &ClusterSettings, events: &Sender<Event>) {
@@ -261,8 +267,10 @@ struct Reload {
     settings: Settings,
     events: Sender<Event>,
     hands: Sender<Hands>,
-    notifier: Notifier,
-    log: telemetry::Log,
+    notes: watch::Sender<Vec<String>>,
+    /// What was wrong with the state folder at the start.
+    troubles: Vec<String>,
+    filter: telemetry::Filter,
 }
 
 impl Reload {
@@ -274,28 +282,44 @@ impl Reload {
 
     /// Reads the configuration again: all errors, or the new one. Returns whether it is in force.
     async fn again(&mut self, workers: &mut Workers) -> bool {
-        let new = match config::load(&self.config_path) {
-            Ok(loaded) if loaded.settings == self.settings => return false,
+        let loaded = config::load(&self.config_path);
+        let new = match loaded {
             Ok(loaded) => loaded.settings,
             Err(e) => {
                 tracing::error!("the configuration stays as it was: {e}");
+                self.note(vec![format!(
+                    "the configuration file is refused, the old one is in force: {}",
+                    first_line(&e)
+                )]);
                 return false;
             }
         };
-        for what in needs_restart(&self.settings, &new) {
-            tracing::warn!("{what} changed: restart the agent to use the new value");
+        let restart = needs_restart(&self.settings, &new);
+        self.note(
+            restart.iter().map(|what| format!("{what} changed: restart the agent to use it")).collect(),
+        );
+        if new == self.settings {
+            return false;
         }
-        self.notifier.reloading();
+        systemd::reloading();
         workers.end().await;
-        self.log.set_filter(&new.telemetry.log);
-        let (restored, _) = state::load_restored(&new.state_dir);
+        let _ = self.filter.set(&new.telemetry.log);
+        let (restored, _) = state::load_restored(&self.settings.state_dir);
         *workers = Workers::spawn(&new, &restored.terms, &self.events);
         let _ = self.events.send(Event::Configured(new.core.clone())).await;
         let _ = self.hands.send(workers.take_hands()).await;
         self.settings = new;
-        self.notifier.ready();
+        systemd::ready();
         tracing::info!("a new configuration is in force");
         true
+    }
+
+    /// What the operator should know, besides what was said at the start.
+    fn note(&self, more: Vec<String>) {
+        for line in &more {
+            tracing::warn!("{line}");
+        }
+        self.notes.send_replace(self.troubles.iter().cloned().chain(more).collect());
     }
 
     async fn hint_files(&self, path: &Path) {
@@ -304,6 +328,10 @@ impl Reload {
             let _ = self.events.send(Event::Hinted(hint)).await;
         }
     }
+}
+
+fn first_line(error: &config::LoadError) -> String {
+    error.to_string().lines().next().unwrap_or_default().to_owned()
 }
 
 /// Settings that only a restart brings into force.
@@ -320,4 +348,3 @@ fn needs_restart(old: &Settings, new: &Settings) -> Vec<&'static str> {
     }
     list
 }
-

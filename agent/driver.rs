@@ -2,7 +2,7 @@
 
 use crate::clock;
 use crate::journal::Journal;
-use crate::systemd::Notifier;
+use crate::systemd;
 use pgsquire_core::agent::Agent;
 use pgsquire_core::effect::{Effect, Order};
 use pgsquire_core::event::{Event, Outcome};
@@ -59,13 +59,12 @@ pub struct Ends {
     pub status: watch::Sender<Arc<Status>>,
     /// The flight recorder.
     pub journal: Journal,
-    /// systemd.
-    pub notifier: Notifier,
 }
 
 /// Runs until `stop`.
 pub async fn run(mut agent: Agent, mut hands: Hands, mut ends: Ends, stop: CancellationToken) {
     let mut queue = VecDeque::from([Event::Tick]);
+    let mut watchdog = Watchdog::default();
     loop {
         for _ in 0..EVENTS_PER_TURN {
             let Some(event) = queue.pop_front().or_else(|| ends.events.try_recv().ok()) else { break };
@@ -74,7 +73,7 @@ pub async fn run(mut agent: Agent, mut hands: Hands, mut ends: Ends, stop: Cance
             }
         }
         let _ = ends.status.send_replace(Arc::new(agent.status(clock::now())));
-        ends.notifier.turn_completed();
+        watchdog.turn_completed();
         if !queue.is_empty() {
             continue;
         }
@@ -96,7 +95,7 @@ pub async fn run(mut agent: Agent, mut hands: Hands, mut ends: Ends, stop: Cance
 fn dispatch(effect: Effect, hands: &Hands, journal: &Journal, queue: &mut VecDeque<Event>) {
     let Effect { id, order, reason } = effect;
     if let Order::Record(entry) = order {
-        journal.record(entry);
+        journal.append(entry);
         return;
     }
     tracing::trace!(?order, %reason, "order");
@@ -113,4 +112,26 @@ fn dispatch(effect: Effect, hands: &Hands, journal: &Journal, queue: &mut VecDeq
 /// From now until then; a deadline that has passed is a short pause, so that a mistake in the core cannot spin.
 fn pause(wake: Time) -> Duration {
     wake.since(clock::now()).max(Duration::from_millis(1))
+}
+
+/// Tells systemd that the driver lives. Only completed turns do that.
+struct Watchdog {
+    pause: Option<Duration>,
+    fed: Time,
+}
+
+impl Default for Watchdog {
+    fn default() -> Self {
+        Watchdog { pause: systemd::watchdog_interval(), fed: Time::ZERO }
+    }
+}
+
+impl Watchdog {
+    fn turn_completed(&mut self) {
+        let now = clock::now();
+        if self.pause.is_some_and(|pause| now.since(self.fed) >= pause / 2) {
+            systemd::watchdog();
+            self.fed = now;
+        }
+    }
 }

@@ -296,9 +296,16 @@ fn remove_leftovers(folder: &Path, name: &OsStr) {
 /// Runs file work of one worker beside the async tasks, one piece at a time, each with a deadline.
 ///
 /// Work on a disk that hangs cannot be called off: it goes on, and the next piece waits for its end.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Disk {
+    deadline: Duration,
     running: Option<JoinHandle<()>>,
+}
+
+impl Default for Disk {
+    fn default() -> Self {
+        Disk { deadline: DISK_DEADLINE, running: None }
+    }
 }
 
 impl Disk {
@@ -312,19 +319,212 @@ impl Disk {
         E: ToString + Send + 'static,
         F: FnOnce() -> Result<T, E> + Send + 'static,
     {
-        let hangs = || format!("the disk gave no answer within {} s", DISK_DEADLINE.as_secs());
+        let deadline = self.deadline;
+        let hangs = || format!("the disk gave no answer within {} s", deadline.as_secs());
         if let Some(earlier) = &mut self.running {
-            let _ = timeout(DISK_DEADLINE, earlier).await.map_err(|_| hangs())?;
+            let _ = timeout(deadline, earlier).await.map_err(|_| hangs())?;
         }
         let (tell, told) = oneshot::channel();
         self.running = Some(tokio::task::spawn_blocking(move || {
             let _ = tell.send(work());
         }));
-        let answer = timeout(DISK_DEADLINE, told).await.map_err(|_| hangs())?;
+        let answer = timeout(deadline, told).await.map_err(|_| hangs())?;
         self.running = None;
         match answer {
             Ok(result) => result.map_err(|e| e.to_string()),
             Err(_) => Err("file work ended without an answer".into()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::{chown, symlink};
+    use std::process::Command;
+    use tempfile::{TempDir, tempdir};
+
+    fn names(folder: &Path) -> Vec<String> {
+        let mut names: Vec<_> =
+            fs::read_dir(folder).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+
+    fn am_root() -> bool {
+        Uid::effective().is_root()
+    }
+
+    #[test]
+    fn mode_and_owner_stay() {
+        let dir = tempdir().unwrap();
+        let path = dir.path().join("a.ini");
+        fs::write(&path, "old").unwrap();
+        fs::set_permissions(&path, Permissions::from_mode(0o640)).unwrap();
+        if am_root() {
+            chown(&path, Some(4711), Some(4712)).unwrap();
+        }
+        let before = fs::metadata(&path).unwrap();
+        replace(&path, b"new").unwrap();
+        let after = fs::metadata(&path).unwrap();
+        assert_eq!(read(&path).unwrap(), b"new");
+        assert_eq!((after.mode(), after.uid(), after.gid()), (before.mode(), before.uid(), before.gid()));
+        assert_ne!(after.ino(), before.ino(), "the file is another one");
+        assert_eq!(names(dir.path()), ["a.ini"]);
+    }
+
+    #[test]
+    fn behind_a_link_the_target_is_replaced() {
+        let dir = tempdir().unwrap();
+        fs::create_dir(dir.path().join("real")).unwrap();
+        fs::write(dir.path().join("real/a.ini"), "old").unwrap();
+        let link = dir.path().join("a.ini");
+        symlink("real/a.ini", &link).unwrap();
+        replace(&link, b"new").unwrap();
+        assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
+        assert_eq!(fs::read(dir.path().join("real/a.ini")).unwrap(), b"new");
+        assert_eq!(names(dir.path()), ["a.ini", "real"]);
+        fs::remove_file(dir.path().join("real/a.ini")).unwrap();
+        assert!(replace(&link, b"x").unwrap_err().is_not_found(), "a dangling link is no place to write to");
+    }
+
+    #[test]
+    fn a_reader_never_sees_half_a_file() {
+        let dir = tempdir().unwrap();
+        let path = dir.path().join("a.ini");
+        let versions = [vec![b'a'; 100_000], vec![b'b'; 150_000]];
+        fs::write(&path, &versions[0]).unwrap();
+        std::thread::scope(|scope| {
+            let writer = scope.spawn(|| {
+                for n in 0..100 {
+                    replace(&path, &versions[n % 2]).unwrap();
+                }
+            });
+            while !writer.is_finished() {
+                assert!(versions.contains(&read(&path).unwrap()));
+            }
+        });
+    }
+
+    #[test]
+    fn what_is_no_file_of_ours_is_refused() {
+        let dir = tempdir().unwrap();
+        let pipe = dir.path().join("pipe");
+        nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        assert!(matches!(read(&pipe), Err(FileError::NotRegular(_))), "and nobody waits for a writer");
+        assert!(matches!(replace(dir.path(), b""), Err(FileError::NotRegular(_))));
+        let large = dir.path().join("large");
+        File::create(&large).unwrap().set_len(SIZE_LIMIT + 1).unwrap();
+        assert_eq!(
+            read(&large).unwrap_err().to_string().split(" is ").last().unwrap(),
+            "this the right file?"
+        );
+        let nowhere = read(&dir.path().join("no/such")).unwrap_err();
+        assert!(nowhere.is_not_found() && nowhere.to_string().contains("no/such"), "{nowhere}");
+    }
+
+    #[test]
+    fn secrets_lose_their_last_newline_only() {
+        let dir = tempdir().unwrap();
+        let path = dir.path().join("secret");
+        for (content, secret) in [("a\n", "a"), ("a\n\n", "a\n"), ("a\r\n", "a"), (" a ", " a "), ("", "")] {
+            fs::write(&path, content).unwrap();
+            assert_eq!(read_secret(&path).unwrap(), secret.as_bytes());
+        }
+    }
+
+    #[test]
+    fn leftovers_of_the_dead_are_removed_and_of_the_living_kept() {
+        let dir = tempdir().unwrap();
+        let mut child = Command::new("true").spawn().unwrap();
+        child.wait().unwrap();
+        for process in [child.id(), 1] {
+            fs::write(dir.path().join(format!(".a.ini.pgsquire-{process}")), "x").unwrap();
+        }
+        put(&dir.path().join("a.ini"), b"new", &Access::PRIVATE).unwrap();
+        assert_eq!(names(dir.path()), [".a.ini.pgsquire-1", "a.ini"]);
+        assert_eq!(fs::metadata(dir.path().join("a.ini")).unwrap().mode() & 0o777, 0o600);
+    }
+
+    #[test]
+    fn nobody_loses_a_file_they_could_read() {
+        let dir = tempdir().unwrap();
+        let path = dir.path().join("new");
+        fs::write(&path, "").unwrap();
+        let new = fs::metadata(&path).unwrap();
+        let (me, my_group, other) = (new.uid(), new.gid(), 4711);
+        let hides =
+            |mode, uid, gid| Access { mode, owner: Some((uid, gid)) }.check_readers(&new, &path).err();
+        assert!(hides(0o640, me, my_group).is_none());
+        assert!(hides(0o644, other, other).is_none(), "everybody may read it");
+        assert!(hides(0o600, 0, my_group).is_none(), "root reads everything");
+        assert!(hides(0o600, me, other).is_none(), "the group could not read it before");
+        let owner = hides(0o640, other, my_group).unwrap().to_string();
+        assert!(owner.contains("its owner, user 4711, could not read it any more"), "{owner}");
+        let group = hides(0o640, me, other).unwrap().to_string();
+        assert!(group.contains("group 4711 could not read it any more"), "{group}");
+    }
+
+    /// A file system of 64 kB in a folder of its own.
+    struct SmallDisk(TempDir);
+
+    impl SmallDisk {
+        fn mount() -> Option<Self> {
+            if !am_root() {
+                eprintln!("SKIPPED: only root can mount the small file system of this test");
+                return None;
+            }
+            let dir = tempdir().unwrap();
+            let mount = ["-t", "tmpfs", "-o", "size=64k", "pgsquire-test"];
+            assert!(Command::new("mount").args(mount).arg(dir.path()).status().unwrap().success());
+            Some(SmallDisk(dir))
+        }
+    }
+
+    impl Drop for SmallDisk {
+        fn drop(&mut self) {
+            let _ = Command::new("umount").arg(self.0.path()).status();
+        }
+    }
+
+    #[test]
+    fn a_full_disk_leaves_the_old_file_and_nothing_else() {
+        let Some(disk) = SmallDisk::mount() else { return };
+        let path = disk.0.path().join("a.ini");
+        let old = vec![b'o'; 20_000];
+        fs::write(&path, &old).unwrap();
+        let error = replace(&path, &vec![b'n'; 60_000]).unwrap_err().to_string();
+        assert!(error.contains("a.ini") && error.contains("No space left"), "{error}");
+        assert_eq!(read(&path).unwrap(), old);
+        assert_eq!(names(disk.0.path()), ["a.ini"]);
+        replace(&path, &vec![b'n'; 30_000]).unwrap();
+    }
+
+    #[test]
+    fn a_read_only_folder_is_said() {
+        let Some(disk) = SmallDisk::mount() else { return };
+        let path = disk.0.path().join("a.ini");
+        fs::write(&path, "old").unwrap();
+        let remount = Command::new("mount").args(["-o", "remount,ro"]).arg(disk.0.path()).status();
+        assert!(remount.unwrap().success());
+        let error = replace(&path, b"new").unwrap_err().to_string();
+        assert!(
+            error.contains("cannot create a temporary file in") && error.contains("ReadWritePaths"),
+            "{error}"
+        );
+        assert_eq!(read(&path).unwrap(), b"old");
+    }
+
+    #[tokio::test]
+    async fn a_disk_that_hangs_is_not_waited_for_and_work_stays_in_order() {
+        let mut disk = Disk { deadline: Duration::from_millis(100), running: None };
+        let (release, held) = std::sync::mpsc::channel::<()>();
+        let hung: Result<(), String> = disk.run(move || held.recv().map_err(|e| e.to_string())).await;
+        assert_eq!(hung, Err("the disk gave no answer within 0 s".into()));
+        let queued: Result<u8, String> = disk.run(|| Ok::<u8, String>(1)).await;
+        assert_eq!(queued, Err("the disk gave no answer within 0 s".into()), "the first piece still runs");
+        release.send(()).unwrap();
+        assert_eq!(disk.run(|| Ok::<u8, String>(2)).await, Ok(2));
+        assert_eq!(disk.run(|| Err::<u8, _>("no")).await, Err("no".into()));
     }
 }

@@ -44,9 +44,10 @@ pub async fn run(
     loop {
         let (id, started, answer) = tokio::select! {
             biased;
-            () = stop.cancelled() => return,
+            // Those already asked answer within their deadline.
+            () = stop.cancelled(), if asking.is_empty() => return report.refuse(&mut orders).await,
             Some(answered) = asking.next() => answered,
-            effect = orders.recv() => {
+            effect = orders.recv(), if !stop.is_cancelled() => {
                 let Some(Effect { id, order, .. }) = effect else { return };
                 let started = clock::now();
                 match begin(&config, &mut client, order) {

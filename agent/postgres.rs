@@ -2,7 +2,7 @@
 
 use crate::clock;
 use crate::report::{Report, outcome};
-use crate::session::{Kept, Rows, SessionError, Target, column};
+use crate::session::{Kept, Rows, Target, column};
 use pgsquire_core::effect::{Effect, Order};
 use pgsquire_core::event::{Event, LocalServer, Outcome};
 use pgsquire_core::wal::Timeline;
@@ -46,7 +46,7 @@ pub async fn run(
     loop {
         let effect = tokio::select! {
             biased;
-            () = stop.cancelled() => return,
+            () = stop.cancelled() => return report.refuse(&mut orders).await,
             effect = orders.recv() => effect,
             () = kept.watch() => continue,
         };
@@ -63,15 +63,7 @@ pub async fn run(
 }
 
 async fn probe(kept: &mut Kept, target: &Target) -> Result<LocalServer, String> {
-    let answer = ask(kept, target).await;
-    if answer.is_err() {
-        kept.drop_session();
-    }
-    read_answer(&answer.map_err(|e| e.to_string())?)
-}
-
-async fn ask(kept: &mut Kept, target: &Target) -> Result<Rows, SessionError> {
-    kept.get(target).await?.0.run(QUESTION).await
+    read_answer(&kept.ask(target, QUESTION).await.map_err(|e| e.to_string())?)
 }
 
 fn read_answer(rows: &Rows) -> Result<LocalServer, String> {

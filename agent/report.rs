@@ -1,9 +1,10 @@
 //! How a worker tells the driver what it did.
 
-use pgsquire_core::effect::EffectId;
+use crate::clock;
+use pgsquire_core::effect::{Effect, EffectId};
 use pgsquire_core::event::{Event, Outcome};
 use pgsquire_core::time::Time;
-use tokio::sync::mpsc::Sender;
+use tokio::sync::mpsc::{Receiver, Sender};
 use tokio_util::sync::CancellationToken;
 
 /// The way back from a worker to the driver.
@@ -41,6 +42,17 @@ impl Report {
     /// As [`Report::say`].
     pub async fn done(&self, id: EffectId, started: Time, outcome: Outcome) -> Result<(), NobodyListens> {
         self.say(Event::Done { id, started, outcome }).await
+    }
+
+    /// Answers the orders that a stopped worker has not come to.
+    pub async fn refuse(&self, orders: &mut Receiver<Effect>) {
+        orders.close();
+        while let Ok(Effect { id, .. }) = orders.try_recv() {
+            let why = "the worker was stopped before it came to this".into();
+            if self.done(id, clock::now(), Outcome::Failed { why }).await.is_err() {
+                return;
+            }
+        }
     }
 }
 

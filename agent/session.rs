@@ -144,7 +144,7 @@ impl Session {
     /// # Errors
     /// When it is refused, or has no answer within [`DEADLINE`].
     pub async fn run(&mut self, command: &str) -> Result<Rows, SessionError> {
-        let (what, doing) = (self.what.clone(), command.to_owned());
+        let (what, doing) = (self.what.clone(), short(command));
         let answered = async {
             tokio::select! {
                 biased;
@@ -186,28 +186,60 @@ fn end_words(end: Result<(), tokio_postgres::Error>) -> String {
 #[derive(Default)]
 pub struct Kept {
     session: Option<Session>,
+    opened: u64,
 }
 
 impl Kept {
-    /// The open session, or a new one, and whether it is new.
-    ///
-    /// # Errors
-    /// As [`Session::open`].
-    pub async fn get(&mut self, target: &Target) -> Result<(&mut Session, bool), SessionError> {
-        let usable = match &mut self.session {
-            Some(session) => !session.has_ended().await,
-            None => false,
-        };
-        let session = match self.session.take().filter(|_| usable) {
-            Some(session) => session,
-            None => Session::open(target).await?,
-        };
-        Ok((self.session.insert(session), !usable))
+    /// How many connections there were: another number means another connection.
+    pub fn opened(&self) -> u64 {
+        self.opened
     }
 
-    /// Forgets the session.
-    pub fn drop_session(&mut self) {
+    /// Runs a command that changes something: once.
+    ///
+    /// # Errors
+    /// When there is no connection, or as [`Session::run`]: unless it was refused, it may have had its effect.
+    pub async fn change(&mut self, target: &Target, command: &str) -> Result<Rows, SessionError> {
+        self.open(target).await?;
+        self.run(target, command).await
+    }
+
+    /// Runs a command that may run twice, a question for instance. When the connection that was kept turns out to be
+    /// dead, it runs again on a new one.
+    ///
+    /// # Errors
+    /// As [`Kept::change`].
+    pub async fn ask(&mut self, target: &Target, question: &str) -> Result<Rows, SessionError> {
+        let before = self.opened;
+        self.open(target).await?;
+        match self.run(target, question).await {
+            Err(SessionError::Broken { .. }) if self.opened == before => self.change(target, question).await,
+            answer => answer,
+        }
+    }
+
+    async fn open(&mut self, target: &Target) -> Result<(), SessionError> {
+        if let Some(session) = &mut self.session
+            && !session.has_ended().await
+        {
+            return Ok(());
+        }
         self.session = None;
+        self.session = Some(Session::open(target).await?);
+        self.opened += 1;
+        Ok(())
+    }
+
+    async fn run(&mut self, target: &Target, command: &str) -> Result<Rows, SessionError> {
+        let Some(mut session) = self.session.take() else {
+            let (what, doing) = (target.what.clone(), short(command));
+            return Err(SessionError::Broken { what, doing, message: "there is no connection".into() });
+        };
+        let answer = session.run(command).await;
+        if matches!(answer, Ok(_) | Err(SessionError::Refused { .. })) {
+            self.session = Some(session);
+        }
+        answer
     }
 
     /// Waits until an open session ends by itself and forgets it; waits for ever if none is open.
@@ -217,5 +249,13 @@ impl Kept {
             None => std::future::pending().await,
         }
         self.session = None;
+    }
+}
+
+/// The beginning of a command, for people.
+fn short(command: &str) -> String {
+    match command.char_indices().nth(60) {
+        Some((end, _)) => format!("{} …", command[..end].trim_end()),
+        None => command.into(),
     }
 }

@@ -49,7 +49,7 @@ pub async fn run(
     loop {
         let effect = tokio::select! {
             biased;
-            () = stop.cancelled() => return,
+            () = stop.cancelled() => return report.refuse(&mut orders).await,
             effect = orders.recv() => effect,
         };
         let Some(Effect { id, order, .. }) = effect else { return };
@@ -80,4 +80,85 @@ async fn keep(
     disk.run(move || write_json(&path, &written)).await?;
     *terms = wanted;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use pgsquire_core::effect::EffectId;
+    use pgsquire_core::rule::{Reason, Rule};
+    use pgsquire_core::wal::Timeline;
+    use std::fs;
+    use tempfile::tempdir;
+    use tokio::sync::mpsc;
+
+    fn term(revision: u64) -> Term {
+        Term { system_id: Some("7".into()), timeline: Some(Timeline(3)), store: "ab".into(), revision }
+    }
+
+    async fn order(config: &WorkerConfig, order: Order) -> Outcome {
+        let (orders, received) = mpsc::channel(1);
+        let (events, mut told) = mpsc::channel(1);
+        let effect = Effect { id: EffectId(9), order, reason: Reason::new(Rule::TermKept, "test") };
+        orders.send(effect).await.unwrap();
+        let worker = tokio::spawn(run(config.clone(), received, events, CancellationToken::new()));
+        let event = told.recv().await.unwrap();
+        drop(orders);
+        worker.await.unwrap();
+        match event {
+            Event::Done { id: EffectId(9), outcome, .. } => outcome,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[tokio::test]
+    async fn terms_survive_and_are_forgotten() {
+        let dir = tempdir().unwrap();
+        let state_dir = dir.path().join("made/when/needed");
+        let mut config = WorkerConfig { state_dir: state_dir.clone(), terms: BTreeMap::new() };
+        for (cluster, revision) in [("main", 5), ("other", 6)] {
+            let keep = Order::KeepTerm { cluster: cluster.into(), term: Some(term(revision)) };
+            assert_eq!(order(&config, keep).await, Outcome::Done);
+            config.terms = load_restored(&state_dir).0.terms;
+        }
+        assert_eq!(config.terms, BTreeMap::from([("main".into(), term(5)), ("other".into(), term(6))]));
+        assert_eq!(
+            order(&config, Order::KeepTerm { cluster: "main".into(), term: None }).await,
+            Outcome::Done
+        );
+        let (restored, problems) = load_restored(&state_dir);
+        assert_eq!(restored.terms, BTreeMap::from([("other".into(), term(6))]));
+        assert!(problems.is_empty());
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_kept_is_said_and_not_remembered() {
+        let dir = tempdir().unwrap();
+        fs::write(dir.path().join("file"), "").unwrap();
+        let config = WorkerConfig { state_dir: dir.path().join("file/below"), terms: BTreeMap::new() };
+        let keep = Order::KeepTerm { cluster: "main".into(), term: Some(term(1)) };
+        let Outcome::Failed { why } = order(&config, keep).await else { panic!("it cannot be kept there") };
+        assert!(why.contains("file/below"), "{why}");
+        let Outcome::Failed { why } = order(&config, Order::ProbeLocal).await else { panic!("not for us") };
+        assert!(why.contains("no order for the state folder"), "{why}");
+    }
+
+    #[test]
+    fn corrupt_terms_are_set_aside_and_said() {
+        let dir = tempdir().unwrap();
+        fs::write(dir.path().join(TERMS), "{\"main\": {\"half").unwrap();
+        let (restored, problems) = load_restored(dir.path());
+        assert_eq!(restored, Restored::default());
+        assert!(problems[0].contains("terms.json.corrupt"), "{problems:?}");
+        assert!(dir.path().join("terms.json.corrupt").exists());
+        let (_, problems) = load_restored(dir.path());
+        assert!(problems.is_empty(), "said once: {problems:?}");
+    }
+
+    #[test]
+    fn a_first_start_has_nothing_to_restore() {
+        let dir = tempdir().unwrap();
+        let (restored, problems) = load_restored(&dir.path().join("none"));
+        assert_eq!((restored, problems), (Restored::default(), Vec::new()));
+    }
 }

@@ -34,17 +34,25 @@ impl Watcher {
                 let _ = tx.try_send(path);
             }
         };
-        let watcher = notify::recommended_watcher(notice).and_then(|mut watcher| {
+        let watcher = notify::recommended_watcher(notice).map(|mut watcher| {
             let folders: BTreeSet<&Path> = files.iter().filter_map(|file| file.parent()).collect();
             for folder in folders {
                 if let Err(e) = watcher.watch(folder, RecursiveMode::NonRecursive) {
-                    tracing::warn!("cannot watch {}: {e}; changes there are seen within seconds", folder.display());
+                    tracing::warn!(
+                        "cannot watch {}: {e}; changes there are seen within seconds",
+                        folder.display()
+                    );
                 }
             }
-            Ok(watcher)
+            watcher
         });
         let watcher = watcher.inspect_err(|e| tracing::warn!("cannot watch files: {e}")).ok();
-        Watcher { files: files.iter().cloned().collect(), changed, pending: BTreeSet::new(), _watcher: watcher }
+        Watcher {
+            files: files.iter().cloned().collect(),
+            changed,
+            pending: BTreeSet::new(),
+            _watcher: watcher,
+        }
     }
 
     /// The next file of ours that changed. Safe to drop and call again.

@@ -30,7 +30,7 @@ pub const DEFAULT_FILE: &str = "/etc/pgsquire/config.toml";
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
     /// The file could not be read.
-    #[error("cannot read the configuration {}: {source}; name another file with --config", path.display())]
+    #[error("cannot read the configuration {}, name another file with --config", path.display())]
     Unreadable {
         /// The file.
         path: PathBuf,

@@ -10,6 +10,7 @@ use std::collections::hash_map::RandomState;
 use std::future::{Future, pending};
 use std::hash::BuildHasher;
 use std::pin::Pin;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::mpsc::Receiver;
 use tokio::time::{Instant, sleep};
@@ -34,6 +35,7 @@ pub(super) trait Watch: Send {
 }
 
 /// A read and where it came from.
+#[derive(Debug)]
 pub(super) struct Reading {
     pub(super) read: StoreRead,
     pub(super) endpoint: usize,
@@ -52,15 +54,9 @@ const SETTLED: Duration = Duration::from_secs(5);
 /// While changes come faster than reads, a read that was ordered is repeated so many times.
 const READS_AT_MOST: u32 = 5;
 
-/// An ordered read that is not answered yet.
-struct Asked {
-    id: EffectId,
-    started: Time,
-}
-
 /// A read beside the watch.
 struct Extra<'a> {
-    asked: Asked,
+    /// How many reads there were for this order, this one included.
     reads: u32,
     read: Pin<Box<dyn Future<Output = Result<Reading, String>> + Send + 'a>>,
 }
@@ -109,9 +105,11 @@ struct Follower<S> {
     cluster: String,
     store: S,
     report: Report,
+    /// The order that is not answered yet. The next one is taken when it is.
+    open: Mutex<Option<(EffectId, Time)>>,
 }
 
-/// Follows until `stop`, or until nobody listens. Nothing here must be brought to an end.
+/// Follows until `stop`, or until nobody listens.
 pub(super) async fn run<S: Store>(
     cluster: String,
     store: S,
@@ -119,32 +117,34 @@ pub(super) async fn run<S: Store>(
     report: Report,
     stop: CancellationToken,
 ) {
-    let follower = Follower { cluster, store, report };
+    let follower = Follower { cluster, store, report: report.clone(), open: Mutex::new(None) };
     tokio::select! {
         biased;
         () = stop.cancelled() => {}
-        _ = follower.follow(&mut orders) => {}
+        _ = follower.follow(&mut orders) => return,
     }
+    let why = "the follower of the store was stopped".into();
+    let _ = follower.answer(Outcome::Failed { why }).await;
+    report.refuse(&mut orders).await;
 }
 
 impl<S: Store> Follower<S> {
     async fn follow(&self, orders: &mut Receiver<Effect>) -> Result<(), NobodyListens> {
         let mut backoff = Backoff::default();
-        let mut asked = None;
         loop {
-            if asked.is_none() {
-                asked = tokio::select! {
+            if self.open().is_none() {
+                tokio::select! {
                     biased;
-                    effect = orders.recv() => self.asked(effect).await?,
-                    () = sleep(backoff.pause()) => None,
-                };
+                    effect = orders.recv() => { self.accept(effect).await?; }
+                    () = sleep(backoff.pause()) => {}
+                }
             }
             match self.store.read().await {
-                Err(why) => self.failed(why, asked.take()).await?,
+                Err(why) => self.failed(why).await?,
                 Ok(reading) => {
-                    self.told(&reading, asked.take()).await?;
+                    self.told(&reading).await?;
                     let began = Instant::now();
-                    asked = self.watch(reading, orders).await?;
+                    self.watch(reading, orders).await?;
                     if began.elapsed() >= SETTLED {
                         backoff = Backoff::default();
                     }
@@ -154,16 +154,11 @@ impl<S: Store> Follower<S> {
         }
     }
 
-    /// Reports changes, and reads in between when it is ordered, until the watch ends. Returns an order that is still
-    /// to be answered.
-    async fn watch(
-        &self,
-        first: Reading,
-        orders: &mut Receiver<Effect>,
-    ) -> Result<Option<Asked>, NobodyListens> {
+    /// Reports changes, and reads in between when it is ordered, until the watch ends.
+    async fn watch(&self, first: Reading, orders: &mut Receiver<Effect>) -> Result<(), NobodyListens> {
         let watch = match self.store.watch(&first).await {
             Ok(watch) => watch,
-            Err(end) => return self.ended(first.endpoint, end, None).await,
+            Err(end) => return self.ended(first.endpoint, end).await,
         };
         let Reading { read: StoreRead { store, revision: reached, .. }, endpoint } = first;
         let mut running = Running { store, reached, endpoint, watch, extra: None };
@@ -172,23 +167,16 @@ impl<S: Store> Follower<S> {
                 Step::Changed(Ok(changes)) => {
                     running.reached = self.changed(changes, running.reached).await?;
                 }
-                Step::Changed(Err(end)) => {
-                    let asked = running.extra.take().map(|extra| extra.asked);
-                    return self.ended(running.endpoint, end, asked).await;
-                }
-                Step::Read(read) => {
-                    let Some(extra) = running.extra.take() else { continue };
-                    match read {
-                        Err(why) => return self.failed(why, Some(extra.asked)).await.map(|()| None),
-                        Ok(reading) => match self.extra_read(&mut running, extra, reading).await? {
-                            Watched::Still => {}
-                            Watched::Not => return Ok(None),
-                        },
-                    }
-                }
+                Step::Changed(Err(end)) => return self.ended(running.endpoint, end).await,
+                Step::Read(Err(why)) => return self.failed(why).await,
+                Step::Read(Ok(reading)) => match self.extra_read(&mut running, reading).await? {
+                    Watched::Still => {}
+                    Watched::Not => return Ok(()),
+                },
                 Step::Ordered(effect) => {
-                    let begin = |asked| Extra { asked, reads: 1, read: Box::pin(self.store.read()) };
-                    running.extra = self.asked(effect).await?.map(begin);
+                    if self.accept(effect).await? {
+                        running.extra = Some(Extra { reads: 1, read: Box::pin(self.store.read()) });
+                    }
                 }
             }
         }
@@ -199,35 +187,34 @@ impl<S: Store> Follower<S> {
     async fn extra_read<'a>(
         &'a self,
         running: &mut Running<'a, S::Watch>,
-        extra: Extra<'a>,
         reading: Reading,
     ) -> Result<Watched, NobodyListens> {
-        let Extra { asked, reads, .. } = extra;
+        let reads = running.extra.take().map_or(1, |extra| extra.reads);
         let (store, revision, endpoint) = (&reading.read.store, reading.read.revision, reading.endpoint);
         if *store != running.store {
             let why =
                 format!("the store of cluster {} was {} and is {store} now", self.cluster, running.store);
-            self.told(&reading, Some(asked)).await?;
-            self.failed(why, None).await?;
+            self.told(&reading).await?;
+            self.failed(why).await?;
             return Ok(Watched::Not);
         }
         if revision < running.reached {
             if reads < READS_AT_MOST {
-                running.extra = Some(Extra { asked, reads: reads + 1, read: Box::pin(self.store.read()) });
+                running.extra = Some(Extra { reads: reads + 1, read: Box::pin(self.store.read()) });
             } else {
                 let why = format!("cluster {} changed faster than it could be read", self.cluster);
-                self.report.done(asked.id, asked.started, Outcome::Failed { why }).await?;
+                self.answer(Outcome::Failed { why }).await?;
             }
             return Ok(Watched::Still);
         }
-        self.told(&reading, Some(asked)).await?;
+        self.told(&reading).await?;
         running.reached = revision;
         if endpoint != running.endpoint {
             // The watched endpoint did not answer the read: its watch may be dead without knowing it.
             match self.store.watch(&reading).await {
                 Ok(watch) => (running.watch, running.endpoint) = (watch, endpoint),
                 Err(end) => {
-                    self.ended(endpoint, end, None).await?;
+                    self.ended(endpoint, end).await?;
                     return Ok(Watched::Not);
                 }
             }
@@ -235,48 +222,48 @@ impl<S: Store> Follower<S> {
         Ok(Watched::Still)
     }
 
-    /// The order as ours to answer; an order that is not for us is answered.
-    async fn asked(&self, effect: Option<Effect>) -> Result<Option<Asked>, NobodyListens> {
+    fn open(&self) -> MutexGuard<'_, Option<(EffectId, Time)>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes an order to read. One that is not for us is answered, and `false`.
+    async fn accept(&self, effect: Option<Effect>) -> Result<bool, NobodyListens> {
         let Some(Effect { id, order, .. }) = effect else { return Err(NobodyListens) };
-        let started = clock::now();
+        *self.open() = Some((id, clock::now()));
         match order {
-            Order::ReadStore { cluster } if cluster == self.cluster => Ok(Some(Asked { id, started })),
+            Order::ReadStore { cluster } if cluster == self.cluster => Ok(true),
             other => {
                 let why = format!("this is no order for the store of cluster {}: {other:?}", self.cluster);
-                self.report.done(id, started, Outcome::Failed { why }).await?;
-                Ok(None)
+                self.answer(Outcome::Failed { why }).await.map(|()| false)
             }
         }
     }
 
-    async fn told(&self, reading: &Reading, asked: Option<Asked>) -> Result<(), NobodyListens> {
+    async fn answer(&self, outcome: Outcome) -> Result<(), NobodyListens> {
+        let open = self.open().take();
+        match open {
+            Some((id, started)) => self.report.done(id, started, outcome).await,
+            None => Ok(()),
+        }
+    }
+
+    async fn told(&self, reading: &Reading) -> Result<(), NobodyListens> {
         let read = reading.read.clone();
         self.report.say(Event::StoreRead { cluster: self.cluster.clone(), read }).await?;
-        match asked {
-            Some(Asked { id, started }) => self.report.done(id, started, Outcome::Done).await,
-            None => Ok(()),
-        }
+        self.answer(Outcome::Done).await
     }
 
-    async fn failed(&self, why: String, asked: Option<Asked>) -> Result<(), NobodyListens> {
+    async fn failed(&self, why: String) -> Result<(), NobodyListens> {
         self.report.say(Event::StoreFailed { cluster: self.cluster.clone(), why: why.clone() }).await?;
-        match asked {
-            Some(Asked { id, started }) => self.report.done(id, started, Outcome::Failed { why }).await,
-            None => Ok(()),
-        }
+        self.answer(Outcome::Failed { why }).await
     }
 
-    async fn ended(
-        &self,
-        endpoint: usize,
-        end: WatchEnd,
-        asked: Option<Asked>,
-    ) -> Result<Option<Asked>, NobodyListens> {
+    /// A watch ended. An open order is answered by the read that follows.
+    async fn ended(&self, endpoint: usize, end: WatchEnd) -> Result<(), NobodyListens> {
         if end.endpoint_failed {
             self.store.avoid(endpoint);
         }
-        self.failed(end.why, None).await?;
-        Ok(asked)
+        self.report.say(Event::StoreFailed { cluster: self.cluster.clone(), why: end.why }).await
     }
 
     /// Reports the changes above `reached` and returns where that leads: those below are part of a read already.
@@ -322,6 +309,244 @@ impl Backoff {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use pgsquire_core::rule::{Reason, Rule};
+    use std::collections::VecDeque;
+    use std::sync::Arc;
+    use tokio::sync::mpsc::{self, Sender, UnboundedReceiver, UnboundedSender};
+    use tokio::task::JoinHandle;
+
+    type Changes = Result<Vec<StoreChange>, WatchEnd>;
+
+    /// Answers from a script: reads after a while, watches fed by the test.
+    #[derive(Default)]
+    struct Script {
+        reads: Mutex<VecDeque<(Duration, Result<Reading, String>)>>,
+        watches: Mutex<VecDeque<UnboundedReceiver<Changes>>>,
+        watched: Mutex<Vec<(usize, u64)>>,
+        avoided: Mutex<Vec<usize>>,
+    }
+
+    impl Store for Arc<Script> {
+        type Watch = UnboundedReceiver<Changes>;
+
+        async fn read(&self) -> Result<Reading, String> {
+            let next = self.reads.lock().unwrap().pop_front();
+            let Some((after, answer)) = next else { return pending().await };
+            sleep(after).await;
+            answer
+        }
+
+        async fn watch(&self, after: &Reading) -> Result<Self::Watch, WatchEnd> {
+            self.watched.lock().unwrap().push((after.endpoint, after.read.revision));
+            self.watches.lock().unwrap().pop_front().ok_or_else(|| end("no watch left", true))
+        }
+
+        fn avoid(&self, endpoint: usize) {
+            self.avoided.lock().unwrap().push(endpoint);
+        }
+    }
+
+    impl Watch for UnboundedReceiver<Changes> {
+        async fn next(&mut self) -> Changes {
+            match self.recv().await {
+                Some(changes) => changes,
+                None => pending().await,
+            }
+        }
+    }
+
+    fn end(why: &str, endpoint_failed: bool) -> WatchEnd {
+        WatchEnd { why: why.into(), endpoint_failed }
+    }
+
+    fn change(revision: u64) -> StoreChange {
+        StoreChange { store: "s".into(), revision, changes: vec![("leader".into(), None)] }
+    }
+
+    struct World {
+        script: Arc<Script>,
+        orders: Sender<Effect>,
+        events: mpsc::Receiver<Event>,
+        stop: CancellationToken,
+        task: JoinHandle<()>,
+    }
+
+    impl World {
+        fn start(script: Arc<Script>) -> World {
+            let (orders, inbox) = mpsc::channel(8);
+            let (told, events) = mpsc::channel(64);
+            let stop = CancellationToken::new();
+            let report = Report::new(told, stop.clone());
+            let task = tokio::spawn(run("main".into(), script.clone(), inbox, report, stop.clone()));
+            World { script, orders, events, stop, task }
+        }
+
+        async fn order(&self, id: u64) {
+            let order = Order::ReadStore { cluster: "main".into() };
+            let reason = Reason::new(Rule::FactAge, "test");
+            self.orders.send(Effect { id: EffectId(id), order, reason }).await.unwrap();
+        }
+
+        /// The next event in short.
+        async fn next(&mut self) -> String {
+            match self.events.recv().await.unwrap() {
+                Event::StoreRead { read, .. } => format!("read {}", read.revision),
+                Event::StoreChanged { change, .. } => format!("changed {}", change.revision),
+                Event::StoreFailed { why, .. } => format!("failed: {why}"),
+                Event::Done { id, outcome: Outcome::Done, .. } => format!("done {}", id.0),
+                Event::Done { id, outcome: Outcome::Failed { why }, .. } => {
+                    format!("not done {}: {why}", id.0)
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    impl Script {
+        fn will_read(&self, after_ms: u64, endpoint: usize, revision: u64) {
+            let read = StoreRead {
+                store: "s".into(),
+                raft_term: 1,
+                revision,
+                keys: std::collections::BTreeMap::new(),
+                leader_ttl: None,
+                started: Time::ZERO,
+            };
+            let answer = (Duration::from_millis(after_ms), Ok(Reading { read, endpoint }));
+            self.reads.lock().unwrap().push_back(answer);
+        }
+
+        fn failure(&self, why: &str) {
+            self.reads.lock().unwrap().push_back((Duration::ZERO, Err(why.into())));
+        }
+
+        fn will_watch(&self) -> UnboundedSender<Changes> {
+            let (feed, watch) = mpsc::unbounded_channel();
+            self.watches.lock().unwrap().push_back(watch);
+            feed
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_read_never_takes_back_a_change_that_was_reported() {
+        let script = Arc::new(Script::default());
+        script.will_read(0, 0, 5);
+        script.will_read(1000, 0, 5);
+        script.will_read(1000, 0, 6);
+        let feed = script.will_watch();
+        let mut world = World::start(script);
+        assert_eq!(world.next().await, "read 5");
+        world.order(1).await;
+        sleep(Duration::from_millis(500)).await;
+        feed.send(Ok(vec![change(6)])).unwrap();
+        for told in ["changed 6", "read 6", "done 1"] {
+            assert_eq!(world.next().await, told);
+        }
+        feed.send(Ok(vec![change(5), change(6), change(7)])).unwrap();
+        assert_eq!(world.next().await, "changed 7", "what is part of the read is not told again");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn changes_that_outrun_every_read_end_the_order() {
+        let script = Arc::new(Script::default());
+        let feed = script.will_watch();
+        (0..6).for_each(|_| script.will_read(10, 0, 5));
+        let mut world = World::start(script);
+        assert_eq!(world.next().await, "read 5");
+        feed.send(Ok(vec![change(6)])).unwrap();
+        assert_eq!(world.next().await, "changed 6");
+        world.order(1).await;
+        assert_eq!(world.next().await, "not done 1: cluster main changed faster than it could be read");
+        feed.send(Ok(vec![change(7)])).unwrap();
+        assert_eq!(world.next().await, "changed 7", "the watch goes on");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_broken_watch_is_followed_by_a_read_at_once_and_then_by_pauses() {
+        let script = Arc::new(Script::default());
+        (5..8).for_each(|revision| script.will_read(0, 0, revision));
+        let (first, second) = (script.will_watch(), script.will_watch());
+        let mut world = World::start(script);
+        assert_eq!(world.next().await, "read 5");
+        let began = Instant::now();
+        first.send(Err(end("compacted", false))).unwrap();
+        assert_eq!(world.next().await, "failed: compacted");
+        assert_eq!(world.next().await, "read 6");
+        assert!(began.elapsed() < Duration::from_millis(50), "{:?}", began.elapsed());
+        second.send(Err(end("broken", true))).unwrap();
+        assert_eq!(world.next().await, "failed: broken");
+        assert_eq!(world.next().await, "read 7");
+        assert!(began.elapsed() >= Backoff::MIN, "{:?}", began.elapsed());
+        assert_eq!(world.next().await, "failed: no watch left");
+        assert_eq!(*world.script.avoided.lock().unwrap(), [0, 0], "not for the compaction");
+        assert_eq!(*world.script.watched.lock().unwrap(), [(0, 5), (0, 6), (0, 7)]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_order_is_answered_by_the_read_after_a_broken_watch() {
+        let script = Arc::new(Script::default());
+        script.will_read(0, 0, 5);
+        script.will_read(1000, 0, 5);
+        script.will_read(0, 1, 6);
+        let (first, _second) = (script.will_watch(), script.will_watch());
+        let mut world = World::start(script);
+        assert_eq!(world.next().await, "read 5");
+        world.order(1).await;
+        sleep(Duration::from_millis(500)).await;
+        first.send(Err(end("broken", true))).unwrap();
+        for told in ["failed: broken", "read 6", "done 1"] {
+            assert_eq!(world.next().await, told);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_failed_read_answers_its_order_and_an_order_ends_a_pause() {
+        let script = Arc::new(Script::default());
+        (0..20).for_each(|_| script.failure("down"));
+        let mut world = World::start(script);
+        for _ in 0..18 {
+            assert_eq!(world.next().await, "failed: down");
+        }
+        let began = Instant::now();
+        world.order(1).await;
+        assert_eq!(world.next().await, "failed: down");
+        assert_eq!(world.next().await, "not done 1: down");
+        assert!(began.elapsed() < Duration::from_millis(50), "{:?}", began.elapsed());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_watch_moves_when_its_endpoint_does_not_answer_reads() {
+        let script = Arc::new(Script::default());
+        script.will_read(0, 0, 5);
+        script.will_read(0, 1, 9);
+        let (silent, feed) = (script.will_watch(), script.will_watch());
+        let mut world = World::start(script);
+        assert_eq!(world.next().await, "read 5");
+        world.order(1).await;
+        assert_eq!(world.next().await, "read 9");
+        assert_eq!(world.next().await, "done 1");
+        feed.send(Ok(vec![change(10)])).unwrap();
+        assert_eq!(world.next().await, "changed 10");
+        assert_eq!(*world.script.watched.lock().unwrap(), [(0, 5), (1, 9)]);
+        assert!(silent.send(Ok(vec![change(6)])).is_err(), "nobody listens to the old watch");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stop_answers_what_was_ordered() {
+        let script = Arc::new(Script::default());
+        script.will_read(0, 0, 5);
+        let _feed = script.will_watch();
+        let mut world = World::start(script);
+        assert_eq!(world.next().await, "read 5");
+        for id in [1, 2] {
+            world.order(id).await;
+        }
+        sleep(Duration::from_millis(10)).await;
+        world.stop.cancel();
+        assert_eq!(world.next().await, "not done 1: the follower of the store was stopped");
+        assert_eq!(world.next().await, "not done 2: the worker was stopped before it came to this");
+        world.task.await.unwrap();
+    }
 
     #[test]
     fn the_first_retry_is_at_once_and_later_ones_have_bounds() {

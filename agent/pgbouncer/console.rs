@@ -11,8 +11,8 @@ use std::net::IpAddr;
 pub struct Console {
     target: Target,
     kept: Kept,
-    /// Of the kept connection.
-    version: Option<(u32, u32)>,
+    /// Of which connection, and what it is.
+    version: Option<(u64, (u32, u32))>,
 }
 
 /// A command about one database.
@@ -46,20 +46,16 @@ impl Console {
         self.kept.watch().await;
     }
 
-    /// Runs one command.
+    /// Runs one command that changes something.
     ///
     /// # Errors
-    /// When it is refused or has no answer; then the connection is forgotten and may have left its effect.
-    pub async fn run(&mut self, command: &str) -> Result<Rows, SessionError> {
-        let (session, new) = self.kept.get(&self.target).await?;
-        if new {
-            self.version = None;
-        }
-        let answer = session.run(command).await;
-        if !matches!(answer, Ok(_) | Err(SessionError::Refused { .. })) {
-            self.kept.drop_session();
-        }
-        answer
+    /// When it is refused or has no answer; then it may have had its effect.
+    pub async fn run(&mut self, command: &str) -> Result<(), SessionError> {
+        self.kept.change(&self.target, command).await.map(|_| ())
+    }
+
+    async fn show(&mut self, topic: &str) -> Result<Rows, SessionError> {
+        self.kept.ask(&self.target, &format!("SHOW {topic}")).await
     }
 
     /// The row of one database. Asked before each command that names one: PgBouncer would make a database that it does
@@ -76,12 +72,13 @@ impl Console {
         })
     }
 
-    /// Ends the pause of one database; one that is not paused, or gone, is success.
+    /// Ends the pause of one database; one that is not paused, or gone, is success. Twice is as good as once, so a dead
+    /// connection is no reason to leave it paused.
     ///
     /// # Errors
     /// When the console refuses for another reason or has no answer.
     pub async fn resume(&mut self, database: &str) -> Result<(), SessionError> {
-        match self.run(&about("RESUME", database)).await {
+        match self.kept.ask(&self.target, &about("RESUME", database)).await {
             Err(SessionError::Refused { message, .. }) if is_not_paused(&message) => Ok(()),
             other => other.map(|_| ()),
         }
@@ -93,15 +90,15 @@ impl Console {
     /// When one of the answers is missing.
     pub async fn look(&mut self) -> Result<ConsoleView, SessionError> {
         let databases = self.databases().await?;
-        let servers = self.run("SHOW SERVERS").await?.iter().map(server).collect();
+        let servers = self.show("SERVERS").await?.iter().map(server).collect();
         let mut waiting = BTreeMap::new();
-        for pool in self.run("SHOW POOLS").await?.iter() {
+        for pool in self.show("POOLS").await?.iter() {
             let database = text(pool, "database");
             if database != super::CONSOLE_DATABASE {
                 *waiting.entry(database).or_insert(0) += number::<u64>(pool, "cl_waiting");
             }
         }
-        let settings = self.run("SHOW CONFIG").await?;
+        let settings = self.show("CONFIG").await?;
         let login_retry = settings.iter().find(|row| column(row, "key") == Some("server_login_retry"));
         let login_retry = login_retry.and_then(|row| column(row, "value")).map(str::to_owned);
         let resolved =
@@ -119,13 +116,13 @@ impl Console {
         if self.version().await? < (1, 24) {
             return Ok(false);
         }
-        let servers = self.run("SHOW SERVERS").await?;
+        let servers = self.show("SERVERS").await?;
         let is_stale = |row: &&Row| {
             let link = server(row);
             link.database == database && stale.iter().any(|e| e.host == link.addr && e.port == link.port)
         };
         let held: Vec<String> = servers.iter().filter(is_stale).map(|row| text(row, "link")).collect();
-        let clients = self.run("SHOW CLIENTS").await?;
+        let clients = self.show("CLIENTS").await?;
         for client in clients.iter().filter(|row| held.contains(&text(row, "ptr"))) {
             let command = format!("KILL_CLIENT {}", text(client, "id"));
             match self.run(&command).await {
@@ -138,27 +135,29 @@ impl Console {
     }
 
     async fn databases(&mut self) -> Result<Vec<LoadedDatabase>, SessionError> {
-        let rows = self.run("SHOW DATABASES").await?;
+        let rows = self.show("DATABASES").await?;
         Ok(rows.iter().map(database).filter(|d| d.name != super::CONSOLE_DATABASE).collect())
     }
 
     async fn version(&mut self) -> Result<(u32, u32), SessionError> {
-        if let Some(version) = self.version {
+        if let Some((connection, version)) = self.version
+            && connection == self.kept.opened()
+        {
             return Ok(version);
         }
-        let rows = self.run("SHOW VERSION").await?;
+        let rows = self.show("VERSION").await?;
         let said = rows.iter().next().map(|row| text(row, "version")).unwrap_or_default();
         let version = parse_version(&said).ok_or_else(|| SessionError::Refused {
             what: self.target.what.clone(),
             doing: "SHOW VERSION".into(),
             message: format!("`{said}` is no version of PgBouncer 1.12 or later"),
         })?;
-        self.version = Some(version);
+        self.version = Some((self.kept.opened(), version));
         Ok(version)
     }
 
     async fn resolved(&mut self) -> Result<BTreeMap<String, Vec<String>>, SessionError> {
-        let rows = self.run("SHOW DNS_HOSTS").await?;
+        let rows = self.show("DNS_HOSTS").await?;
         let entry = |row| (text(row, "hostname"), addresses(&text(row, "addrs")));
         Ok(rows.iter().map(entry).collect())
     }

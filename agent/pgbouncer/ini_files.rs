@@ -84,3 +84,91 @@ fn put_back(done: &[(&String, &Vec<u8>)]) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt;
+    use tempfile::tempdir;
+
+    fn text(path: &Path) -> String {
+        path.display().to_string()
+    }
+
+    #[test]
+    fn includes_are_followed_from_the_working_directory() {
+        let dir = tempdir().unwrap();
+        let cwd = dir.path().join("cwd");
+        fs::create_dir(&cwd).unwrap();
+        let root = dir.path().join("p.ini");
+        fs::write(
+            &root,
+            format!("[pgbouncer]\n%include a.ini\n%include {}\n", text(&dir.path().join("b.ini"))),
+        )
+        .unwrap();
+        fs::write(cwd.join("a.ini"), "%include deep.ini\n").unwrap();
+        fs::write(cwd.join("deep.ini"), "x = 1\n").unwrap();
+        fs::write(dir.path().join("b.ini"), "y = 2\n").unwrap();
+        let files = read_all(&root, &cwd).unwrap();
+        assert_eq!(files.root, text(&root));
+        let mut expected: Vec<_> =
+            [root.clone(), cwd.join("a.ini"), cwd.join("deep.ini"), dir.path().join("b.ini")]
+                .map(|p| text(&p))
+                .into();
+        expected.sort();
+        assert_eq!(files.parts.keys().cloned().collect::<Vec<_>>(), expected);
+        fs::remove_file(cwd.join("deep.ini")).unwrap();
+        let why = read_all(&root, &cwd).unwrap_err();
+        assert!(why.contains("cwd/deep.ini") && why.contains("relative includes are taken from"), "{why}");
+    }
+
+    #[test]
+    fn nothing_is_written_over_what_the_decision_did_not_see() {
+        let dir = tempdir().unwrap();
+        let (a, b) = (dir.path().join("a"), dir.path().join("b"));
+        fs::write(&a, "1").unwrap();
+        fs::write(&b, "edited").unwrap();
+        let wanted = |path: &Path, expected: &str, content: &str| {
+            (text(path), (expected.as_bytes().to_vec(), content.as_bytes().to_vec()))
+        };
+        let both = BTreeMap::from([wanted(&a, "1", "2"), wanted(&b, "1", "2")]);
+        assert_eq!(write_all(&both, false), Ok(Outcome::ChangedMeanwhile));
+        assert_eq!(fs::read(&a).unwrap(), b"1");
+        let gone = BTreeMap::from([wanted(&dir.path().join("gone"), "", "2")]);
+        assert_eq!(write_all(&gone, false), Ok(Outcome::ChangedMeanwhile));
+        fs::write(&b, "1").unwrap();
+        assert_eq!(write_all(&both, false), Ok(Outcome::Done));
+        assert_eq!((fs::read(&a).unwrap(), fs::read(&b).unwrap()), (b"2".to_vec(), b"2".to_vec()));
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2);
+    }
+
+    #[test]
+    fn the_rejected_content_is_kept_as_private_as_it_was() {
+        let dir = tempdir().unwrap();
+        let a = dir.path().join("a.ini");
+        fs::write(&a, "bad").unwrap();
+        fs::set_permissions(&a, fs::Permissions::from_mode(0o640)).unwrap();
+        let files = BTreeMap::from([(text(&a), (b"bad".to_vec(), b"good".to_vec()))]);
+        assert_eq!(write_all(&files, true), Ok(Outcome::Done));
+        let kept = dir.path().join("a.ini.pgsquire-rejected");
+        assert_eq!((fs::read(&a).unwrap(), fs::read(&kept).unwrap()), (b"good".to_vec(), b"bad".to_vec()));
+        assert_eq!(fs::metadata(&kept).unwrap().permissions().mode() & 0o777, 0o640);
+    }
+
+    #[test]
+    fn of_several_files_all_are_written_or_none() {
+        let dir = tempdir().unwrap();
+        let a = dir.path().join("a");
+        let b = dir.path().join("b");
+        fs::write(&a, "1").unwrap();
+        fs::write(&b, "1").unwrap();
+        // The copy of b cannot be put there.
+        fs::create_dir(dir.path().join("b.pgsquire-rejected")).unwrap();
+        let wanted = (b"1".to_vec(), b"2".to_vec());
+        let files = BTreeMap::from([(text(&a), wanted.clone()), (text(&b), wanted)]);
+        let why = write_all(&files, true).unwrap_err();
+        assert!(why.contains("b.pgsquire-rejected"), "{why}");
+        assert_eq!((fs::read(&a).unwrap(), fs::read(&b).unwrap()), (b"1".to_vec(), b"1".to_vec()));
+    }
+}

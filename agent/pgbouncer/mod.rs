@@ -60,7 +60,7 @@ pub async fn run(
     loop {
         let effect = tokio::select! {
             biased;
-            () = stop.cancelled() => return,
+            () = stop.cancelled() => return report.refuse(&mut orders).await,
             effect = orders.recv() => effect,
             () = worker.console.watch() => continue,
         };
@@ -128,7 +128,7 @@ impl Worker {
     }
 
     async fn command(&mut self, command: String) -> Result<Outcome, String> {
-        self.console.run(&command).await.map(|_| Outcome::Done).map_err(|e| e.to_string())
+        self.console.run(&command).await.map(|()| Outcome::Done).map_err(|e| e.to_string())
     }
 
     async fn noting<F>(&mut self, change: F) -> Result<(), String>

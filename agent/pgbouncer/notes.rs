@@ -125,7 +125,6 @@ impl Notes {
     /// A sentence, when they are not all on disk.
     pub fn keep_good(&self, files: &Files) -> Result<(), String> {
         files::private_folder(&self.good).map_err(|e| e.to_string())?;
-        let taken = self.read_index().ok().flatten().map(|index| index.parts).unwrap_or_default();
         let mut index = GoodIndex {
             pooler: self.pooler.clone(),
             root: files.root.clone(),
@@ -133,9 +132,7 @@ impl Notes {
             parts: BTreeMap::new(),
         };
         for (path, content) in &files.parts {
-            let name = self.copy_name(path, |name| {
-                taken.values().any(|t| t == name) || index.parts.values().any(|t| t == name)
-            });
+            let name = self.copy_name(path);
             files::put(&self.good.join(&name), content, &Access::PRIVATE).map_err(|e| e.to_string())?;
             index.parts.insert(path.clone(), name);
         }
@@ -144,12 +141,15 @@ impl Notes {
         Ok(())
     }
 
-    /// A name that says which file this is, and that is not taken.
-    fn copy_name(&self, path: &str, taken: impl Fn(&str) -> bool) -> String {
+    /// A name that says which file this is, and that no copy has yet.
+    fn copy_name(&self, path: &str) -> String {
         let base =
             Path::new(path).file_name().map_or_else(|| "ini".into(), |n| n.to_string_lossy().into_owned());
-        let numbered = (0..).map(|n: u64| format!("{n}-{base}"));
-        numbered.into_iter().find(|name| !taken(name)).unwrap_or(base)
+        let mut number = 0_u64;
+        while self.good.join(format!("{number}-{base}")).exists() {
+            number += 1;
+        }
+        format!("{number}-{base}")
     }
 
     fn remove_other_copies(&self, index: &GoodIndex) {
@@ -159,15 +159,6 @@ impl Notes {
             if name != INDEX && !index.parts.values().any(|kept| *kept == name) {
                 let _ = fs::remove_file(entry.path());
             }
-        }
-    }
-
-    fn read_index(&self) -> Result<Option<GoodIndex>, String> {
-        let path = self.good.join(INDEX);
-        match files::read(&path) {
-            Ok(content) => parse(&path, &content).map(Some),
-            Err(e) if e.is_not_found() => Ok(None),
-            Err(e) => Err(e.to_string()),
         }
     }
 }
@@ -284,4 +275,103 @@ fn file_name(pooler: &str) -> String {
         }
     }
     name
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::MetadataExt;
+    use tempfile::tempdir;
+
+    fn loaded(dir: &Path) -> (Restored, Vec<String>) {
+        let (mut restored, mut problems) = (Restored::default(), Vec::new());
+        load(dir, &mut restored, &mut problems);
+        (restored, problems)
+    }
+
+    fn files(root: &str, parts: &[(&str, &str)]) -> Files {
+        let parts = parts.iter().map(|(path, content)| ((*path).into(), content.as_bytes().to_vec()));
+        Files { root: root.into(), cwd: "/run".into(), parts: parts.collect() }
+    }
+
+    #[test]
+    fn debts_survive_until_they_are_paid() {
+        let dir = tempdir().unwrap();
+        let write = Notes::new(dir.path(), "write");
+        let read = Notes::new(dir.path(), "../read.x");
+        write.borrow_login_retry("15").unwrap();
+        for database in ["app", "app", "b"] {
+            write.begin_cut(database).unwrap();
+        }
+        read.begin_cut("r").unwrap();
+        let (restored, problems) = loaded(dir.path());
+        assert_eq!(problems, Vec::<String>::new());
+        assert_eq!(restored.borrowed_login_retry, BTreeMap::from([("write".into(), "15".into())]));
+        let cut = BTreeMap::from([
+            ("write".into(), vec!["app".into(), "b".into()]),
+            ("../read.x".into(), vec!["r".into()]),
+        ]);
+        assert_eq!(restored.cut, cut);
+        assert_eq!((write.has_cut("app"), write.has_cut("x")), (Ok(true), Ok(false)));
+        write.return_login_retry().unwrap();
+        write.end_cut("app").unwrap();
+        write.end_cut("b").unwrap();
+        read.end_cut("r").unwrap();
+        assert_eq!(loaded(dir.path()), (Restored::default(), Vec::new()));
+        assert_eq!(fs::read_dir(dir.path().join(DEBTS)).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn the_last_good_files_replace_the_ones_of_before() {
+        let dir = tempdir().unwrap();
+        let notes = Notes::new(dir.path(), "write");
+        let first = files("/etc/p/p.ini", &[("/etc/p/p.ini", "1"), ("/etc/q/p.ini", "2"), ("/x/dbs", "3")]);
+        let second = files("/etc/p/p.ini", &[("/etc/p/p.ini", "4")]);
+        for good in [&first, &second, &second] {
+            notes.keep_good(good).unwrap();
+            let (restored, problems) = loaded(dir.path());
+            assert!(problems.is_empty(), "{problems:?}");
+            assert_eq!(restored.last_good, BTreeMap::from([("write".into(), good.clone())]));
+            let copies: Vec<_> = fs::read_dir(dir.path().join("good/write")).unwrap().flatten().collect();
+            assert_eq!(copies.len(), good.parts.len() + 1);
+            assert!(
+                copies.iter().all(|copy| copy.metadata().unwrap().mode() & 0o077 == 0),
+                "they hold passwords"
+            );
+        }
+    }
+
+    #[test]
+    fn a_crash_between_the_copies_and_the_index_keeps_the_old_ones() {
+        let dir = tempdir().unwrap();
+        let notes = Notes::new(dir.path(), "write");
+        let old = files("/p.ini", &[("/p.ini", "old")]);
+        notes.keep_good(&old).unwrap();
+        // The index cannot be written: that is where the crash is.
+        let index = dir.path().join("good/write/index.json");
+        let content = fs::read(&index).unwrap();
+        fs::remove_file(&index).unwrap();
+        fs::create_dir(&index).unwrap();
+        assert!(notes.keep_good(&files("/p.ini", &[("/p.ini", "new")])).is_err());
+        fs::remove_dir(&index).unwrap();
+        fs::write(&index, content).unwrap();
+        let (restored, problems) = loaded(dir.path());
+        assert!(problems.is_empty(), "{problems:?}");
+        assert_eq!(restored.last_good["write"].parts, old.parts);
+    }
+
+    #[test]
+    fn corrupt_notes_are_set_aside_and_said() {
+        let dir = tempdir().unwrap();
+        Notes::new(dir.path(), "a").borrow_login_retry("15").unwrap();
+        fs::create_dir_all(dir.path().join("good/c")).unwrap();
+        for path in ["poolers/b.json", "good/c/index.json"] {
+            fs::write(dir.path().join(path), "{").unwrap();
+        }
+        let (restored, problems) = loaded(dir.path());
+        assert_eq!(restored.borrowed_login_retry.len(), 1, "the others count");
+        assert_eq!(problems.len(), 2, "{problems:?}");
+        assert!(problems.iter().all(|p| p.contains("it is kept as")), "{problems:?}");
+        assert_eq!(loaded(dir.path()).1, Vec::<String>::new());
+    }
 }

@@ -1,4 +1,12 @@
 //! Contract tests: what we believe about a neighbour, asked of the neighbour itself. One module per
 //! neighbour.
 
+mod certificates;
+mod etcd;
+mod patroni_rest;
+mod pgbouncer_console;
 mod pgbouncer_ini;
+mod postgres;
+mod processes;
+mod server;
+mod worker;

@@ -208,8 +208,7 @@ impl Agent {
 
     fn take_hint(&mut self, hint: Hint) {
         match hint {
-            Hint::Callback { action, role, scope } => {
-                self.recorder.say(self.now, "callback", &scope, format!("{action} {role}"));
+            Hint::Callback { .. } => {
                 for cluster in &self.config.clusters {
                     self.schedule.hurry(&Question::Store(cluster.name.clone()));
                 }

@@ -155,10 +155,10 @@ fn members_to_ask(
     for suspect in view.suspects() {
         pauses.insert(&suspect.name, (MEMBER_PAUSE, "it says that it is primary, but does not lead"));
     }
-    if let Some(leader) = topology.leader_member().filter(|_| routed && !topology.config.standby_cluster) {
+    if let Some(leader) = topology.leader_member().filter(|_| !topology.config.standby_cluster) {
         let writable = view.asked.get(&leader.name).and_then(|f| f.last()).is_some_and(|s| s.is_writable());
         let pause = match now.since(view.leader_since) {
-            _ if writable => MEMBER_PAUSE,
+            _ if writable || !routed => MEMBER_PAUSE,
             age if age < PROMOTION_PATIENCE => PROMOTION_PAUSE,
             _ => PATIENT_PAUSE,
         };

@@ -1,0 +1,81 @@
+//! Health answers: a function of the last snapshot and the time at which somebody asks.
+
+use super::Answer;
+use axum::http::StatusCode;
+use pgsquire_core::rule::Rule;
+use pgsquire_core::status::{Status, Verdict};
+use pgsquire_core::time::Time;
+use serde_json::{Value, json};
+
+/// The answer of a path that is a verdict; none: it is no such path.
+pub(super) fn verdict(path: &str, status: &Status, now: Time) -> Option<Answer> {
+    match path {
+        "/" | "/primary" | "/master" | "/read-write" => Some(primary(status, now)),
+        path => path.strip_prefix("/pool/").map(|name| pool(name, status, now)),
+    }
+}
+
+/// `/liveness` and `/readiness`: about the agent alone, so that an outage of the store restarts no agent.
+pub(super) fn agent(alive: bool) -> Answer {
+    match alive {
+        true => Answer::plain(StatusCode::OK, json!({ "up": true, "reason": "the agent works" })),
+        false => {
+            let body = json!({ "up": false, "reason": "the agent has not come to a decision lately" });
+            Answer::plain(StatusCode::SERVICE_UNAVAILABLE, body)
+        }
+    }
+}
+
+fn primary(status: &Status, now: Time) -> Answer {
+    match &status.local {
+        Some(local) => {
+            let mut answer = judge(&local.primary, now);
+            answer.body["member"] = json!(local.member);
+            answer.scope = status.clusters.first().map(|c| scope_of(&c.name));
+            answer
+        }
+        None => {
+            let body =
+                json!({ "up": false, "reason": "this host has no PostgreSQL: [postgres] is not configured" });
+            let scope = status.clusters.first().map(|c| scope_of(&c.name));
+            Answer { code: StatusCode::SERVICE_UNAVAILABLE, body, scope }
+        }
+    }
+}
+
+fn pool(name: &str, status: &Status, now: Time) -> Answer {
+    let Some(pooler) = status.poolers.iter().find(|p| p.name == name) else {
+        let names: Vec<&str> = status.poolers.iter().map(|p| p.name.as_str()).collect();
+        let known = if names.is_empty() { "none is configured".to_owned() } else { names.join(", ") };
+        return Answer::sentence(
+            StatusCode::NOT_FOUND,
+            format!("there is no pool `{name}` on this host: {known}"),
+        );
+    };
+    let mut answer = judge(&pooler.pool, now);
+    answer.body["pool"] = json!(pooler.name);
+    answer.scope = pooler.routes.first().map(|r| scope_of(&r.cluster));
+    answer
+}
+
+/// A verdict as it stands now: past its end it is red, and says that this is why.
+fn judge(verdict: &Verdict, now: Time) -> Answer {
+    let up = verdict.is_up(now);
+    let ended = verdict.up && !up;
+    let reason: Value = match ended {
+        true => format!("the facts are too old; they said: {}", verdict.reason.text).into(),
+        false => verdict.reason.text.as_str().into(),
+    };
+    let rule = if ended { Rule::VerdictEnds } else { verdict.reason.rule };
+    let mut body = json!({ "up": up, "reason": reason, "rule": rule.word() });
+    if up && verdict.valid_until < Time::NEVER {
+        body["valid_for_ms"] = json!(verdict.valid_until.since(now).as_millis() as u64);
+    }
+    let code = if up { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    Answer::plain(code, body)
+}
+
+/// The scope in a cluster's name: a Citus group stands behind a slash.
+fn scope_of(cluster: &str) -> String {
+    cluster.split('/').next().unwrap_or(cluster).to_owned()
+}

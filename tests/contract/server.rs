@@ -1,0 +1,94 @@
+//! A PostgreSQL of our own.
+
+use crate::processes::{As, Process, command, free_port, give_to_postgres, succeed, until};
+use std::path::PathBuf;
+use tempfile::TempDir;
+use tokio_postgres::{Client, NoTls};
+
+/// It, on 127.0.0.1, with user postgres trusted.
+pub struct Server {
+    /// Its TCP port.
+    pub port: u16,
+    dir: TempDir,
+    process: Option<Process>,
+}
+
+impl Server {
+    /// Makes and starts one.
+    pub async fn start() -> Server {
+        let server = Server::make();
+        let data = server.data();
+        succeed(
+            command(As::Postgres, "initdb")
+                .args(["--no-sync", "-A", "trust", "-U", "postgres", "-D"])
+                .arg(data),
+        );
+        server.begin().await
+    }
+
+    /// Makes a replica of this one and starts it.
+    pub async fn replica(&self) -> Server {
+        let replica = Server::make();
+        let port = self.port.to_string();
+        let base = ["-h", "127.0.0.1", "-p", &port, "-U", "postgres", "-R", "-c", "fast", "--no-sync", "-D"];
+        succeed(command(As::Postgres, "pg_basebackup").args(base).arg(replica.data()));
+        replica.begin().await
+    }
+
+    fn make() -> Server {
+        let dir = tempfile::Builder::new().prefix("postgres").tempdir().unwrap();
+        give_to_postgres(dir.path());
+        Server { port: free_port(), dir, process: None }
+    }
+
+    fn data(&self) -> PathBuf {
+        self.dir.path().join("data")
+    }
+
+    /// The folder of its unix socket.
+    pub fn socket_dir(&self) -> String {
+        self.dir.path().display().to_string()
+    }
+
+    async fn begin(mut self) -> Server {
+        let (data, port, socket) =
+            (self.data().display().to_string(), self.port.to_string(), self.socket_dir());
+        let socket = format!("unix_socket_directories={socket}");
+        let args =
+            ["-D", &data, "-p", &port, "-c", "listen_addresses=127.0.0.1", "-c", &socket, "-c", "fsync=off"];
+        self.process = Some(Process::start(As::Postgres, "postgres", &args, &self.dir.path().join("log")));
+        let conninfo = self.conninfo();
+        until("PostgreSQL answers", async || connect(&conninfo, "postgres").await.ok()).await;
+        self
+    }
+
+    /// How to reach it by TCP.
+    pub fn conninfo(&self) -> String {
+        format!("host=127.0.0.1 port={} user=postgres", self.port)
+    }
+
+    /// The running process.
+    pub fn process(&self) -> &Process {
+        self.process.as_ref().unwrap()
+    }
+
+    /// Ends it at once.
+    pub fn kill(&mut self) {
+        // The postmaster alone would leave its children to themselves.
+        self.process().signal(nix::sys::signal::Signal::SIGQUIT);
+        self.process.take().unwrap().wait();
+    }
+
+    /// Starts it again on the same port.
+    pub async fn again(self) -> Server {
+        self.begin().await
+    }
+}
+
+/// A client whose connection ends with the test.
+pub async fn connect(conninfo: &str, database: &str) -> Result<Client, tokio_postgres::Error> {
+    let (client, connection) =
+        tokio_postgres::connect(&format!("{conninfo} dbname={database}"), NoTls).await?;
+    tokio::spawn(connection);
+    Ok(client)
+}

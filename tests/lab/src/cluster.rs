@@ -1,0 +1,133 @@
+//! What one asks of a running lab: who leads, is it healthy, switch over.
+
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::lab::Lab;
+use crate::patroni::{Member, POSTGRES_PORT, Rest};
+use crate::pgbouncer;
+use crate::spec::Pooler;
+use crate::sql;
+use crate::state::{Component, HostRole};
+use crate::wait;
+
+const STEP: Duration = Duration::from_millis(100);
+
+impl Lab {
+    /// Patroni's REST interfaces.
+    pub fn rest(&self) -> Result<Rest> {
+        Rest::new(&self.state)
+    }
+
+    /// The members as Patroni sees them.
+    pub async fn members(&self) -> Result<Vec<Member>> {
+        self.rest()?.members().await
+    }
+
+    /// The member that holds the leader lock.
+    pub async fn leader(&self) -> Result<String> {
+        let members = self.members().await?;
+        let leader = members.into_iter().find(Member::leads).context("the cluster has no leader")?;
+        Ok(leader.name)
+    }
+
+    /// The members that do not lead.
+    pub async fn replicas(&self) -> Result<Vec<String>> {
+        let members = self.members().await?;
+        Ok(members.into_iter().filter(|m| !m.leads()).map(|m| m.name).collect())
+    }
+
+    /// Waits until one member leads and accepts writes, and every member whose Patroni runs is up on its timeline.
+    pub async fn wait_healthy(&self, limit: Duration) -> Result<String> {
+        wait::answer("a healthy cluster", limit, STEP, || self.healthy_leader()).await
+    }
+
+    async fn healthy_leader(&self) -> Result<String> {
+        let members = self.members().await?;
+        let leader = members.iter().find(|m| m.leads() && m.is_up());
+        let leader = leader.with_context(|| format!("no running leader among {}", named(&members)))?;
+        for host in self.state.hosts_of(HostRole::Member) {
+            let expected = self.state.process(&host.name, Component::Patroni).is_some_and(|p| p.alive());
+            let healthy = |m: &Member| m.name == host.name && m.is_up() && m.timeline == leader.timeline;
+            ensure!(!expected || members.iter().any(healthy), "{} is not up: {}", host.name, named(&members));
+        }
+        let client = self.superuser(&leader.name, "postgres").await?;
+        let in_recovery = sql::value(&client, "SELECT pg_is_in_recovery()").await?;
+        ensure!(in_recovery.as_deref() == Some("f"), "{} leads, but is in recovery", leader.name);
+        let streaming =
+            sql::value(&client, "SELECT count(*) FROM pg_stat_replication WHERE state = 'streaming'");
+        let streaming: usize = streaming.await?.unwrap_or_default().parse()?;
+        let replicas = members.iter().filter(|m| !m.leads() && m.is_up()).count();
+        ensure!(streaming >= replicas, "{streaming} of {replicas} replicas stream from {}", leader.name);
+        Ok(leader.name.clone())
+    }
+
+    /// A planned switchover to `to`, or to the first replica; returns the new leader's name when Patroni says it is done.
+    pub async fn switchover(&self, to: Option<&str>) -> Result<String> {
+        let leader = self.leader().await?;
+        let to = match to {
+            Some(to) => to.to_string(),
+            None => self.replicas().await?.into_iter().next().context("no replica to switch to")?,
+        };
+        let what = || format!("switching over from {leader} to {to}");
+        self.rest()?.switchover(&leader, &to).await.with_context(what)?;
+        let led = || async {
+            let leader = self.leader().await?;
+            ensure!(leader == to, "{leader} leads");
+            Ok(())
+        };
+        wait::answer(&what(), Duration::from_secs(30), STEP, led).await?;
+        Ok(to)
+    }
+
+    /// A host's address.
+    pub fn address(&self, host: &str) -> Result<Ipv4Addr> {
+        Ok(self.state.host(host)?.address)
+    }
+
+    /// Where PostgreSQL of a member listens.
+    pub fn postgres_address(&self, member: &str) -> Result<SocketAddrV4> {
+        Ok(self.state.socket(self.state.host(member)?, POSTGRES_PORT))
+    }
+
+    /// The plan of a pooler.
+    pub fn pooler(&self, name: &str) -> Result<&Pooler> {
+        match self.state.spec.poolers.iter().find(|p| p.name == name) {
+            Some(pooler) => Ok(pooler),
+            None => bail!("the lab has no pooler `{name}`"),
+        }
+    }
+
+    /// Where a pooler listens.
+    pub fn pooler_address(&self, name: &str) -> Result<SocketAddrV4> {
+        Ok(self.state.socket(self.state.host(name)?, self.pooler(name)?.port))
+    }
+
+    /// A command on a pooler's console, with its rows as name and value.
+    pub async fn console(&self, pooler: &str, command: &str) -> Result<Vec<Vec<(String, String)>>> {
+        let host = self.state.host(pooler)?;
+        pgbouncer::console(&self.state, host, self.pooler(pooler)?, command).await
+    }
+
+    /// The member a database of a pooler leads to, as PgBouncer itself says.
+    pub async fn pool_target(&self, pooler: &str, database: &str) -> Result<String> {
+        let rows = self.console(pooler, "SHOW DATABASES").await?;
+        let value = |row: &[(String, String)], name: &str| {
+            row.iter().find(|(n, _)| n == name).map(|(_, v)| v.clone()).unwrap_or_default()
+        };
+        let row = rows.iter().find(|r| value(r, "name") == database);
+        let target = value(row.with_context(|| format!("{pooler} has no database `{database}`"))?, "host");
+        let member = self.state.hosts_of(HostRole::Member).find(|h| h.address.to_string() == target);
+        member.map(|h| h.name.clone()).with_context(|| format!("{database} of {pooler} leads to {target}"))
+    }
+}
+
+fn named(members: &[Member]) -> String {
+    let line = |m: &Member| {
+        let timeline = m.timeline.map_or_else(|| "?".to_string(), |t| t.to_string());
+        format!("{} {} {} {timeline}", m.name, m.role, m.state)
+    };
+    members.iter().map(line).collect::<Vec<_>>().join(", ")
+}

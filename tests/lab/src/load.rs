@@ -1,0 +1,235 @@
+//! Clients that commit through a pooler and write down what happens to them.
+
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio_postgres::Client;
+
+use crate::pgbouncer::{APP_PASSWORD, APP_USER, DATABASE};
+use crate::report::Report;
+use crate::sql;
+use crate::wait;
+
+/// What the clients do.
+#[derive(Clone, Debug)]
+pub struct LoadSpec {
+    /// The pooler (or server) they connect to.
+    pub address: SocketAddrV4,
+    /// The database they ask for.
+    pub database: String,
+    /// How many they are, with one connection each.
+    pub clients: usize,
+    /// What each does again and again.
+    pub work: Work,
+    /// Pause of a client after a commit.
+    pub pause: Duration,
+    /// Pause of a client after an error, before it connects again.
+    pub reconnect_pause: Duration,
+    /// After so long without an answer a client gives up, drops its connection and counts an error.
+    pub give_up: Duration,
+}
+
+impl LoadSpec {
+    /// Writing clients that hardly rest.
+    pub fn writes(address: SocketAddrV4, clients: usize) -> Self {
+        Self {
+            address,
+            database: DATABASE.into(),
+            clients,
+            work: Work::Write,
+            pause: Duration::from_millis(10),
+            reconnect_pause: Duration::from_millis(10),
+            give_up: Duration::from_secs(60),
+        }
+    }
+
+    /// Reading clients.
+    pub fn reads(address: SocketAddrV4, clients: usize) -> Self {
+        Self { work: Work::Read, ..Self::writes(address, clients) }
+    }
+}
+
+/// What a client does again and again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Work {
+    /// Inserts a row: counts once the commit is acknowledged.
+    Write,
+    /// Reads something.
+    Read,
+}
+
+/// An acknowledged commit (or an answered read).
+#[derive(Clone, Copy, Debug)]
+pub struct Commit {
+    /// When the client had the answer.
+    pub at: Instant,
+    /// Which client.
+    pub client: usize,
+    /// The client's running number of this row.
+    pub number: u64,
+    /// The server that did it.
+    pub server: Ipv4Addr,
+}
+
+/// Something a client saw fail.
+#[derive(Clone, Debug)]
+pub struct Failure {
+    /// When.
+    pub at: Instant,
+    /// Which client.
+    pub client: usize,
+    /// The server's or pooler's words.
+    pub text: String,
+}
+
+/// What all clients saw so far.
+#[derive(Debug, Default)]
+pub struct Log {
+    /// In the order of time.
+    pub commits: Vec<Commit>,
+    /// In the order of time.
+    pub failures: Vec<Failure>,
+}
+
+/// A running load. Dropping it ends it.
+#[derive(Debug)]
+pub struct Load {
+    log: Arc<Mutex<Log>>,
+    stop: watch::Sender<bool>,
+    clients: JoinSet<()>,
+    count: usize,
+}
+
+impl Load {
+    /// Starts the clients and waits until each has committed once.
+    pub async fn start(spec: LoadSpec) -> Result<Self> {
+        let (stop, stopped) = watch::channel(false);
+        let (log, count, start) = (Arc::new(Mutex::new(Log::default())), spec.clients, Instant::now());
+        let mut clients = JoinSet::new();
+        for number in 0..spec.clients {
+            let client = LoadClient { number, spec: spec.clone(), log: log.clone(), next: 0 };
+            clients.spawn(client.run(stopped.clone()));
+        }
+        let load = Self { log, stop, clients, count };
+        load.wait_all_committed(start, None, Duration::from_secs(60)).await.context("starting the load")?;
+        Ok(load)
+    }
+
+    /// Waits until every client has committed after `since` (on `server`, if given), and says when the last of them did.
+    pub async fn wait_all_committed(
+        &self,
+        since: Instant,
+        server: Option<Ipv4Addr>,
+        limit: Duration,
+    ) -> Result<Instant> {
+        let ask = || async {
+            let first = self.first_commits(since, server);
+            let served = first.iter().flatten().count();
+            anyhow::ensure!(served == self.count, "{served} of {} clients have", self.count);
+            first.into_iter().flatten().max().context("there are no clients")
+        };
+        wait::answer("a commit by every client", limit, Duration::from_millis(50), ask).await
+    }
+
+    /// The first commit of each client after `since`.
+    fn first_commits(&self, since: Instant, server: Option<Ipv4Addr>) -> Vec<Option<Instant>> {
+        let log = self.log();
+        let mut first = vec![None; self.count];
+        let recent = log.commits.iter().rev().take_while(|c| c.at >= since);
+        recent.filter(|c| server.is_none_or(|s| s == c.server)).for_each(|c| first[c.client] = Some(c.at));
+        first
+    }
+
+    /// What was seen so far; the clients cannot write while this is held.
+    pub fn log(&self) -> MutexGuard<'_, Log> {
+        locked(&self.log)
+    }
+
+    /// What was seen between two instants.
+    pub fn report(&self, from: Instant, to: Instant) -> Report {
+        Report::of(&self.log(), from, to)
+    }
+
+    /// Lets every client finish what it is doing (for at most `limit`), and ends the load.
+    pub async fn stop(mut self, limit: Duration) -> Log {
+        self.stop.send_replace(true);
+        let finished = async { while self.clients.join_next().await.is_some() {} };
+        let _ = tokio::time::timeout(limit, finished).await;
+        self.clients.shutdown().await;
+        std::mem::take(&mut *locked(&self.log))
+    }
+}
+
+fn locked(log: &Mutex<Log>) -> MutexGuard<'_, Log> {
+    log.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// One client.
+struct LoadClient {
+    number: usize,
+    spec: LoadSpec,
+    log: Arc<Mutex<Log>>,
+    next: u64,
+}
+
+impl LoadClient {
+    async fn run(mut self, mut stop: watch::Receiver<bool>) {
+        while !*stop.borrow() {
+            let text = match self.connect().await {
+                Ok(client) => self.work(&client, &stop).await,
+                Err(text) => Some(text),
+            };
+            if let Some(text) = text {
+                let failure = Failure { at: Instant::now(), client: self.number, text };
+                locked(&self.log).failures.push(failure);
+                // The pause after an error ends early when the load does.
+                let _ = tokio::time::timeout(self.spec.reconnect_pause, stop.changed()).await;
+            }
+        }
+    }
+
+    async fn connect(&self) -> Result<Client, String> {
+        let (to, limit) = (self.spec.address, self.spec.give_up);
+        let connecting = sql::by_address(to, APP_USER, APP_PASSWORD, &self.spec.database, limit).await;
+        connecting.map_err(|e| e.downcast_ref().map_or_else(|| e.root_cause().to_string(), sql::reason))
+    }
+
+    /// Works until something fails (what it was) or the load ends.
+    async fn work(&mut self, client: &Client, stop: &watch::Receiver<bool>) -> Option<String> {
+        while !*stop.borrow() {
+            // Simple queries: prepared statements do not survive transaction pooling in older PgBouncers.
+            let query = self.query();
+            match tokio::time::timeout(self.spec.give_up, client.simple_query(&query)).await {
+                Ok(Ok(messages)) => match sql::first_value(&messages).and_then(|v| v.parse().ok()) {
+                    Some(server) => self.committed(server),
+                    None => return Some("an answer without the server's address".into()),
+                },
+                Ok(Err(e)) => return Some(sql::reason(&e)),
+                Err(_) => return Some("gave up waiting for an answer".into()),
+            }
+            tokio::time::sleep(self.spec.pause).await;
+        }
+        None
+    }
+
+    fn query(&self) -> String {
+        match self.spec.work {
+            Work::Write => format!(
+                "INSERT INTO commits (client, n) VALUES ({}, {}) RETURNING host(inet_server_addr())",
+                self.number, self.next
+            ),
+            Work::Read => "SELECT host(inet_server_addr())".into(),
+        }
+    }
+
+    fn committed(&mut self, server: Ipv4Addr) {
+        let mut log = locked(&self.log);
+        // The clock is read under the lock, so the log is in the order of time.
+        log.commits.push(Commit { at: Instant::now(), client: self.number, number: self.next, server });
+        self.next += 1;
+    }
+}
