@@ -81,6 +81,8 @@ pub struct Ladder {
 pub struct Pooler {
     /// The files on disk.
     pub disk: Fact<Disk>,
+    /// A worker found other files than the decision had seen: nothing is decided before they were read again.
+    pub disk_outdated: bool,
     /// Why they could not be read last time.
     pub disk_failed: Option<String>,
     /// The console.
@@ -128,6 +130,7 @@ impl Pooler {
     pub fn new(good: Option<Files>, borrowed: Option<String>, cuts: Vec<String>, now: Time) -> Self {
         Pooler {
             disk: Fact::never(),
+            disk_outdated: false,
             disk_failed: None,
             console: Fact::never(),
             console_failed: None,
@@ -157,7 +160,10 @@ impl Pooler {
             (PoolerOrder::ReadFiles, outcome) => self.observe_files(now, started, outcome),
             (PoolerOrder::Look, outcome) => self.observe_console(now, started, outcome),
             (order, Outcome::Done) => self.succeeded(now, order),
-            (_, Outcome::ChangedMeanwhile) => self.files_due = now,
+            (_, Outcome::ChangedMeanwhile) => {
+                self.files_due = now;
+                self.disk_outdated = true;
+            }
             (order, outcome) => {
                 let why = match outcome {
                     Outcome::Failed { why } => why,
@@ -181,6 +187,7 @@ impl Pooler {
 
     fn observe_files(&mut self, now: Time, started: Time, outcome: Outcome) {
         self.files_due = now + FILES_PAUSE;
+        self.disk_outdated = false;
         match outcome {
             Outcome::Files(files) => {
                 if self.disk.last().is_none_or(|disk| disk.files != files) {

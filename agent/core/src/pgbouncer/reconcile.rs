@@ -42,6 +42,9 @@ pub fn next_change(
             Reason::new(Rule::StaleLadder, text),
         ));
     }
+    if pooler.disk_outdated {
+        return None;
+    }
     write(config, pooler, decisions)
         .or_else(|| reload(config, pooler, decisions, now))
         .or_else(|| lower_login_retry(config, pooler, decisions, now))
