@@ -121,7 +121,7 @@ pub struct Pooler {
     pub ladders: BTreeMap<String, Ladder>,
     /// The look that the notes were last brought up to date with.
     pub noted: Option<Time>,
-    /// A RELOAD was seen to have loaded the file: it is worth keeping.
+    /// A RELOAD was seen to have loaded the files as they are on disk: they are worth keeping.
     pub proved_good: bool,
 }
 
@@ -193,6 +193,7 @@ impl Pooler {
                 if self.disk.last().is_none_or(|disk| disk.files != files) {
                     // Not our own write, that is noted as it is done: somebody edited, which may mend what was refused.
                     self.refused_reloads = 0;
+                    self.proved_good = false;
                     self.disk.learn(Disk::new(files), started);
                 } else if let Fact::Known { seen, .. } = &mut self.disk {
                     *seen = started;
@@ -234,6 +235,7 @@ impl Pooler {
                     }
                     *disk = Disk::new(disk.files.clone());
                     *seen = now;
+                    self.proved_good = false;
                 }
             }
             PoolerOrder::KeepGood { files } => self.good = Some(files),
