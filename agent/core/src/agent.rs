@@ -269,7 +269,7 @@ impl Agent {
                     &cluster.name,
                     "a majority of the members confirmed the store: followed",
                 );
-                view.adopt_candidate(self.now);
+                view.follow_candidate(self.now);
             }
         }
     }

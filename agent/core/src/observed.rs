@@ -90,9 +90,13 @@ pub struct Candidate {
 
 impl Candidate {
     /// Whether a majority of the members it names confirms it: they belong to the same system, and the only writable
-    /// one among them is its leader.
+    /// one among them is its leader. An older view of a known store must prove the leader's lease besides: a store that
+    /// came back from a snapshot can, a member of it that fell behind cannot.
     pub fn is_confirmed(&self, now: Time, max_age: Duration) -> bool {
         let Some(leader) = &self.topology.leader else { return false };
+        if self.reason.rule == Rule::OlderView && self.read.leader_ttl.is_none() {
+            return false;
+        }
         let fresh = |name: &String| self.asked.get(name).and_then(|fact| fact.fresh(now, max_age).ok());
         let answers: Vec<(&String, &MemberStatus)> =
             self.topology.members.keys().filter_map(|name| Some((name, fresh(name)?))).collect();
@@ -116,6 +120,8 @@ pub struct ClusterView {
     pub version: Option<(String, u64, u64)>,
     /// When the newest full read was begun.
     pub seen: Option<Time>,
+    /// When the store was last heard of: a read, or a change.
+    heard: Time,
     /// Why the last attempt to read failed; cleared by a success.
     pub failed: Option<String>,
     /// Start of the read that proved it, and time the leader key had left then.
@@ -144,6 +150,7 @@ impl ClusterView {
             topology: Topology::default(),
             version: None,
             seen: None,
+            heard: Time::ZERO,
             failed: None,
             lease: None,
             kept: term.clone(),
@@ -161,6 +168,8 @@ impl ClusterView {
         self.failed = None;
         let topology = read_topology(&read.keys);
         match self.objection(config, &read, &topology) {
+            // It was begun before something newer was heard: the two crossed on their way.
+            Some(reason) if reason.rule == Rule::OlderView && read.started <= self.heard => {}
             Some(reason) => {
                 let before = self
                     .candidate
@@ -215,12 +224,24 @@ impl ClusterView {
         self.candidate = None;
         self.lease = read.leader_ttl.map(|ttl| (read.started, ttl));
         self.seen = Some(self.seen.map_or(read.started, |seen| seen.max(read.started)));
+        self.heard = now;
         self.version = Some((read.store, read.raft_term, read.revision));
         self.keys = read.keys;
         self.take_topology(now, topology);
     }
 
-    /// Takes the refused read after all: a majority confirmed it, or the operator asked for it. The old term is void.
+    /// Takes the refused read after all: a majority confirmed it. What was known of another store's revisions is void,
+    /// but the timelines belong to the database system: among those there is no way back.
+    pub fn follow_candidate(&mut self, now: Time) {
+        let Some(candidate) = &self.candidate else { return };
+        let same_system = self.term.take().filter(|term| term.system_id == candidate.topology.system_id);
+        self.adopt_candidate(now);
+        if let (Some(old), Some(new)) = (same_system, &mut self.term) {
+            new.timeline = old.timeline;
+        }
+    }
+
+    /// Takes the refused read after all: the operator asked for it. The old term is void.
     pub fn adopt_candidate(&mut self, now: Time) {
         if let Some(candidate) = self.candidate.take() {
             self.term = None;
@@ -237,6 +258,7 @@ impl ClusterView {
             return false;
         }
         *revision = change.revision;
+        self.heard = now;
         let leader_changed = change.changes.iter().any(|(key, _)| key == "leader");
         for (key, value) in change.changes {
             match value {
