@@ -5,7 +5,7 @@ use crate::desired::{Decision, Desired, PoolerFacts, lint, plan};
 use crate::effect::{Effect, EffectId, Order};
 use crate::event::{Event, Hint, Outcome, Restored};
 use crate::leader::writable_leader;
-use crate::observed::{ClusterView, Fact, Observed};
+use crate::observed::{Candidate, ClusterView, Fact, Observed};
 use crate::patroni::read_member_status;
 use crate::pgbouncer::pools::{InFlight, LOST_AFTER, Pooler};
 use crate::pgbouncer::reconcile;
@@ -262,7 +262,9 @@ impl Agent {
     fn confirm_candidates(&mut self) {
         for cluster in &self.config.clusters {
             let Some(view) = self.observed.clusters.get_mut(&cluster.name) else { continue };
-            if view.candidate.as_ref().is_some_and(|c| c.is_confirmed(self.now, cluster.max_fact_age)) {
+            let is_confirmed =
+                |c: &Candidate| c.is_confirmed(&view.topology, self.now, cluster.max_fact_age);
+            if view.candidate.as_ref().is_some_and(is_confirmed) {
                 self.recorder.say(
                     self.now,
                     "term",

@@ -89,22 +89,23 @@ pub struct Candidate {
 }
 
 impl Candidate {
-    /// Whether a majority of the members it names confirms it: they belong to the same system, and the only writable
-    /// one among them is its leader. An older view of a known store must prove the leader's lease besides: a store that
+    /// Whether a majority of the members confirms it: they belong to the same system, and the only writable one is its
+    /// leader. Those count that were `known` before, else a stranger would vouch for himself; who knows none, has to take
+    /// those that it names. An older view of a known store must prove the leader's lease besides: a store that
     /// came back from a snapshot can, a member of it that fell behind cannot.
-    pub fn is_confirmed(&self, now: Time, max_age: Duration) -> bool {
+    pub fn is_confirmed(&self, known: &Topology, now: Time, max_age: Duration) -> bool {
         let Some(leader) = &self.topology.leader else { return false };
         if self.reason.rule == Rule::OlderView && self.read.leader_ttl.is_none() {
             return false;
         }
         let fresh = |name: &String| self.asked.get(name).and_then(|fact| fact.fresh(now, max_age).ok());
-        let answers: Vec<(&String, &MemberStatus)> =
-            self.topology.members.keys().filter_map(|name| Some((name, fresh(name)?))).collect();
-        let same_system = |status: &MemberStatus| status.system_id == self.topology.system_id;
-        let agreeing = answers.iter().filter(|(_, status)| same_system(status)).count();
-        let mut writable = answers.iter().filter(|(_, status)| status.is_writable());
-        agreeing * 2 > self.topology.members.len()
-            && writable.next().is_some_and(|(name, _)| **name == leader.name)
+        let voters = if known.members.is_empty() { &self.topology.members } else { &known.members };
+        let agrees = |name: &&String| fresh(name).is_some_and(|s| s.system_id == self.topology.system_id);
+        let agreeing = voters.keys().filter(agrees).count();
+        let writable = |name: &&String| fresh(name).is_some_and(MemberStatus::is_writable);
+        let mut writable = self.asked.keys().filter(writable);
+        agreeing * 2 > voters.len()
+            && writable.next().is_some_and(|name| *name == leader.name)
             && writable.next().is_none()
     }
 }
