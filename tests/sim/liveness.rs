@@ -74,6 +74,11 @@ impl World {
                 return Err(format!("primary: {} {}", local.primary.up, local.primary.reason));
             }
         }
+        for cluster in &status.clusters {
+            if host.state.terms.get(&cluster.name) != cluster.term.as_ref() {
+                return Err(format!("the term of {} is not kept", cluster.name));
+            }
+        }
         if host.config.mode == Mode::Observe {
             return Ok(());
         }

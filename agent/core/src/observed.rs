@@ -131,8 +131,8 @@ pub struct ClusterView {
     pub term: Option<Term>,
     /// The term that is on disk.
     pub kept: Option<Term>,
-    /// Why the term could not be kept on disk.
-    pub keep_failed: Option<String>,
+    /// When and why the term could not be kept on disk.
+    pub keep_failed: Option<(Time, String)>,
     /// A read that we refuse to follow for now.
     pub candidate: Option<Candidate>,
     /// Answers of members' REST APIs.
