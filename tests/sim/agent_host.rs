@@ -210,7 +210,6 @@ impl World {
             return;
         }
         if job.fate == Fate::Refused {
-            self.hosts[job.host].memory.keep_failed |= matches!(job.order, Order::KeepTerm { .. });
             return self.answer(&job, Outcome::Failed { why: "refused".into() });
         }
         match self.part(&job) {
@@ -247,7 +246,6 @@ impl World {
             Order::ProbeLocal => Next::Done(self.probe_local(job.host)),
             Order::KeepTerm { cluster, term } => {
                 if self.hosts[job.host].trouble.state_full {
-                    self.hosts[job.host].memory.keep_failed = true;
                     return Next::Done(Outcome::Failed { why: "no space left".into() });
                 }
                 let terms = &mut self.hosts[job.host].state.terms;

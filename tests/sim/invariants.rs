@@ -98,6 +98,10 @@ impl World {
 
     /// Looked at whenever a snapshot is published.
     pub fn check_published(&mut self, h: usize) {
+        let clusters = self.hosts[h].status.iter().flat_map(|status| &status.clusters);
+        let untold = |problem: &String| problem.contains("could not be kept");
+        let keep_failed = clusters.flat_map(|c| &c.problems).any(untold);
+        self.hosts[h].memory.keep_failed |= keep_failed;
         if let Err((invariant, text)) = self.judge_snapshot(h) {
             let name = &self.hosts[h].name;
             let text = format!("{name}: {text}");
