@@ -175,6 +175,11 @@ impl Pooler {
                     self.star_loaded = None;
                     self.borrow_undone = self.borrowed.is_some();
                 }
+                if let PoolerOrder::BorrowLoginRetry { value } = &order {
+                    // The same: it has to be given back in any case.
+                    self.borrowed = Some((value.clone(), now));
+                    self.borrow_undone = true;
+                }
                 if let PoolerOrder::Cut { database, .. } = &order {
                     self.note_cut(database);
                 }
