@@ -307,6 +307,18 @@ impl Pooler {
         }
     }
 
+    /// Whether PgBouncer has loaded that an entry leads there. What `*` leads to may be hidden: files that were seen
+    /// loaded before are loaded still.
+    pub fn is_loaded(&self, entry: &str, wanted: &Endpoint) -> bool {
+        match self.loaded(entry) {
+            Some(loaded) => loaded == *wanted,
+            None => {
+                let disk = self.disk.last();
+                entry == "*" && disk.is_some() && self.good.as_ref() == disk.map(|disk| &disk.files)
+            }
+        }
+    }
+
     /// Databases that an entry serves: itself, or what was opened through `*`.
     pub fn databases_of(&self, entry: &str) -> Vec<&str> {
         let Some(seen) = self.console.last() else { return Vec::new() };
@@ -348,7 +360,7 @@ impl Pooler {
         self.console.fresh(now, CONSOLE_AGE).is_ok()
             && !self.reload_unseen
             && self.disk.last().is_some_and(|disk| disk.entries.get(entry) == Some(&target.endpoint))
-            && self.loaded(entry).as_ref() == Some(&target.endpoint)
+            && self.is_loaded(entry, &target.endpoint)
             && self.links(entry, target).1.is_empty()
     }
 

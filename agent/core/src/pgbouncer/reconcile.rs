@@ -143,12 +143,7 @@ fn put_last_good_back(
 fn unloaded(pooler: &Pooler, decisions: &Decisions) -> Vec<String> {
     let Some(disk) = pooler.disk.last() else { return Vec::new() };
     let stands = |(entry, wanted): &(String, Endpoint)| disk.entries.get(entry) == Some(wanted);
-    let differs = |(entry, wanted): &(String, Endpoint)| {
-        let loaded = pooler.loaded(entry);
-        // What `*` leads to cannot be seen; a file that was seen loaded before is loaded still.
-        let unseen_star = entry == "*" && loaded.is_none() && pooler.good.as_ref() == Some(&disk.files);
-        loaded.as_ref() != Some(wanted) && !unseen_star
-    };
+    let differs = |(entry, wanted): &(String, Endpoint)| !pooler.is_loaded(entry, wanted);
     wanted(decisions).into_iter().filter(stands).filter(differs).map(|(entry, _)| entry).collect()
 }
 
