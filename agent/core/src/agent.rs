@@ -329,9 +329,9 @@ impl Agent {
             let decisions = self.desired.poolers.get(&name).unwrap_or(&empty);
             reconcile::take_notes(pooler, decisions, self.now);
             reconcile::note_moves(pooler, decisions, self.now);
-            if pooler.in_flight.as_ref().is_some_and(|f| self.now.since(f.since) > LOST_AFTER) {
-                pooler.in_flight = None;
-                pooler.back_off.fail(self.now, "an order was never answered".into());
+            if let Some(lost) = pooler.in_flight.take_if(|f| self.now.since(f.since) > LOST_AFTER) {
+                let why = "the order was never answered".into();
+                pooler.observe_done(self.now, lost.since, lost.order, Outcome::Failed { why });
             }
             if pooler.in_flight.is_some() {
                 continue;
