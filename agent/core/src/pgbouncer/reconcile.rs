@@ -253,6 +253,10 @@ fn ladder(
     let SwitchConfig { stale_after, .. } = config.switch;
     for (entry, decision) in decisions {
         let Some(target) = &decision.target else { continue };
+        if !leads_to(pooler, entry, &target.endpoint) {
+            // New links would lead to the old place again.
+            continue;
+        }
         let (_, stale) = pooler.links(entry, target);
         let Some(since) = pooler.ladders.get(entry).and_then(|l| l.since) else { continue };
         if stale.is_empty() {
@@ -284,6 +288,12 @@ fn ladder(
         }
     }
     None
+}
+
+/// Whether an entry leads there on disk and as loaded.
+fn leads_to(pooler: &Pooler, entry: &str, endpoint: &Endpoint) -> bool {
+    pooler.disk.last().is_some_and(|disk| disk.entries.get(entry) == Some(endpoint))
+        && pooler.is_loaded(entry, endpoint)
 }
 
 /// Databases of an entry that have a link to one of these endpoints.
