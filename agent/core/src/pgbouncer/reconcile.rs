@@ -112,15 +112,17 @@ fn write(config: &Config, pooler: &Pooler, decisions: &Decisions) -> Option<(Poo
     })
 }
 
-/// PgBouncer refused the file twice although our part of it is right: somebody's edit is broken. The last file that it
-/// did load goes back, with the routes of now; the refused one stays beside it.
+/// Somebody's edit is broken: PgBouncer refused the file twice although our part of it is right, or we see ourselves
+/// that it must while a route has to move. The last file that it did load goes back, with the routes of now; the refused
+/// one stays beside it.
 fn put_last_good_back(
     config: &Config,
     pooler: &Pooler,
     disk: &Disk,
     wanted: &BTreeMap<String, Endpoint>,
 ) -> Option<(PoolerOrder, Reason)> {
-    if pooler.refused_reloads < 2 || !config.mutants.obey(Rule::LastGood) {
+    let stuck = is_broken(disk) && wanted.iter().any(|(entry, to)| !pooler.is_loaded(entry, to));
+    if pooler.refused_reloads < 2 && !stuck || !config.mutants.obey(Rule::LastGood) {
         return None;
     }
     let mut good = Disk::new(pooler.good.clone()?);
@@ -137,6 +139,11 @@ fn put_last_good_back(
     let text = format!("PgBouncer did not load {}: the last good one goes back", disk.files.root);
     (!files.is_empty())
         .then(|| (PoolerOrder::Write { files, keep_rejected: true }, Reason::new(Rule::LastGood, text)))
+}
+
+/// Whether PgBouncer cannot load what is on disk. A file that only we cannot read is no such thing.
+fn is_broken(disk: &Disk) -> bool {
+    !disk.problems.is_empty() && disk.files.missing().is_empty()
 }
 
 /// Entries that lead where they must on disk, but not as loaded.
