@@ -1,6 +1,7 @@
 //! `lab`: real Patroni clusters and poolers on this machine, to look at and to break.
 
 use std::path::PathBuf;
+use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -154,6 +155,9 @@ struct Up {
     /// Debian 13's PgBouncer
     #[arg(long)]
     pgbouncer_13: bool,
+    /// Have Patroni run the agent's hooks (`before_stop`, `pre_promote`)
+    #[arg(long)]
+    hooks: bool,
     #[command(flatten)]
     place: Place,
 }
@@ -192,8 +196,18 @@ fn demo_dir() -> PathBuf {
 }
 
 #[tokio::main]
-async fn main() -> Result<()> {
-    match Cli::parse().command {
+async fn main() -> ExitCode {
+    match run(Cli::parse().command).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("lab: {e:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(command: Command) -> Result<()> {
+    match command {
         Command::Up(up) => bring_up(up).await,
         Command::Down(place) => end(place.dir).await,
         Command::DemoDown { dir } => end(dir).await,
@@ -249,6 +263,7 @@ async fn bring_up(up: Up) -> Result<()> {
         members: up.members,
         agent,
         patroni: up.patroni,
+        hooks: up.hooks,
         dir: Some(up.place.dir),
         stays_up: true,
         ..Spec::default()
