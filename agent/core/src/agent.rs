@@ -5,7 +5,7 @@ use crate::desired::{Decision, Desired, PoolerFacts, lint, plan};
 use crate::effect::{Effect, EffectId, Order};
 use crate::event::{Event, Hint, Outcome, Restored};
 use crate::leader::writable_leader;
-use crate::observed::{ClusterView, Fact, Observed};
+use crate::observed::{Candidate, ClusterView, Fact, Observed};
 use crate::patroni::read_member_status;
 use crate::pgbouncer::pools::{InFlight, LOST_AFTER, Pooler};
 use crate::pgbouncer::reconcile;
@@ -22,12 +22,16 @@ use core::time::Duration;
 
 /// Time passes at least this often: ages turn into unknowns without any event.
 const IDLE: Duration = Duration::from_millis(500);
+/// A state folder that has not kept a term within this does not keep the pools from following …
+const KEEP_WITHIN: Duration = Duration::from_secs(2);
+/// … and is tried again after this.
+const KEEP_AGAIN: Duration = Duration::from_secs(5);
 
 /// What an effect that is not a pooler's was about.
 #[derive(Debug, Clone, PartialEq)]
 enum Pending {
     Question(Question),
-    KeepTerm { cluster: String, term: Option<crate::wal::Term> },
+    KeepTerm { cluster: String, term: Option<crate::wal::Term>, since: Time },
 }
 
 /// The agent's mind.
@@ -172,10 +176,10 @@ impl Agent {
             _ => Err("unexpected answer".into()),
         };
         match pending {
-            Pending::KeepTerm { cluster, term } => {
+            Pending::KeepTerm { cluster, term, .. } => {
                 let Some(view) = self.observed.clusters.get_mut(&cluster) else { return };
                 view.keep_failed = match outcome {
-                    Outcome::Failed { why } => Some(why),
+                    Outcome::Failed { why } => Some((self.now, why)),
                     _ => None,
                 };
                 // A state folder that cannot be written must not keep the pools from following: it is shown instead.
@@ -262,14 +266,15 @@ impl Agent {
     fn confirm_candidates(&mut self) {
         for cluster in &self.config.clusters {
             let Some(view) = self.observed.clusters.get_mut(&cluster.name) else { continue };
-            if view.candidate.as_ref().is_some_and(|c| c.is_confirmed(self.now, cluster.max_fact_age)) {
+            let is_confirmed = |c: &Candidate| c.is_confirmed(&view.topology, self.now, cluster.max_fact_age);
+            if view.candidate.as_ref().is_some_and(is_confirmed) {
                 self.recorder.say(
                     self.now,
                     "term",
                     &cluster.name,
                     "a majority of the members confirmed the store: followed",
                 );
-                view.adopt_candidate(self.now);
+                view.follow_candidate(self.now);
             }
         }
     }
@@ -286,21 +291,33 @@ impl Agent {
     }
 
     fn keep_terms(&mut self, effects: &mut Vec<Effect>) {
+        self.give_up_keeping();
         let mut orders = Vec::new();
         for (cluster, view) in &self.observed.clusters {
-            let under_way = self
-                .pending
-                .values()
-                .any(|p| matches!(p, Pending::KeepTerm { cluster: c, .. } if c == cluster));
-            if view.term != view.kept && !under_way {
+            let mine = |p: &Pending| matches!(p, Pending::KeepTerm { cluster: c, .. } if c == cluster);
+            let again = view.keep_failed.as_ref().is_some_and(|(at, _)| self.now.since(*at) >= KEEP_AGAIN);
+            if (view.term != view.kept || again) && !self.pending.values().any(mine) {
                 orders.push((cluster.clone(), view.term.clone()));
             }
         }
         for (cluster, term) in orders {
             let reason = Reason::new(Rule::TermKept, "no later run may go back behind it");
             let order = Order::KeepTerm { cluster: cluster.clone(), term: term.clone() };
-            let effect = self.effect(order, reason, Some(Pending::KeepTerm { cluster, term }));
+            let pending = Pending::KeepTerm { cluster, term, since: self.now };
+            let effect = self.effect(order, reason, Some(pending));
             effects.push(effect);
+        }
+    }
+
+    /// A state folder that hangs counts as one that cannot be written.
+    fn give_up_keeping(&mut self) {
+        let now = self.now;
+        let late =
+            |p: &Pending| matches!(p, Pending::KeepTerm { since, .. } if now.since(*since) >= KEEP_WITHIN);
+        let ids: Vec<EffectId> = self.pending.iter().filter(|(_, p)| late(p)).map(|(id, _)| *id).collect();
+        for pending in ids.iter().filter_map(|id| self.pending.remove(id)).collect::<Vec<_>>() {
+            let why = "the state folder did not answer in time".into();
+            self.observe_answer(pending, now, Outcome::Failed { why });
         }
     }
 
@@ -312,9 +329,9 @@ impl Agent {
             let decisions = self.desired.poolers.get(&name).unwrap_or(&empty);
             reconcile::take_notes(pooler, decisions, self.now);
             reconcile::note_moves(pooler, decisions, self.now);
-            if pooler.in_flight.as_ref().is_some_and(|f| self.now.since(f.since) > LOST_AFTER) {
-                pooler.in_flight = None;
-                pooler.back_off.fail(self.now, "an order was never answered".into());
+            if let Some(lost) = pooler.in_flight.take_if(|f| self.now.since(f.since) > LOST_AFTER) {
+                let why = "the order was never answered".into();
+                pooler.observe_done(self.now, lost.since, lost.order, Outcome::Failed { why });
             }
             if pooler.in_flight.is_some() {
                 continue;

@@ -89,18 +89,23 @@ pub struct Candidate {
 }
 
 impl Candidate {
-    /// Whether a majority of the members it names confirms it: they belong to the same system, and the only writable
-    /// one among them is its leader.
-    pub fn is_confirmed(&self, now: Time, max_age: Duration) -> bool {
+    /// Whether a majority of the members confirms it: they belong to the same system, and the only writable one is its
+    /// leader. Those count that were `known` before, else a stranger would vouch for himself; who knows none, has to take
+    /// those that it names. An older view of a known store must prove the leader's lease besides: a store that
+    /// came back from a snapshot can, a member of it that fell behind cannot.
+    pub fn is_confirmed(&self, known: &Topology, now: Time, max_age: Duration) -> bool {
         let Some(leader) = &self.topology.leader else { return false };
+        if self.reason.rule == Rule::OlderView && self.read.leader_ttl.is_none() {
+            return false;
+        }
         let fresh = |name: &String| self.asked.get(name).and_then(|fact| fact.fresh(now, max_age).ok());
-        let answers: Vec<(&String, &MemberStatus)> =
-            self.topology.members.keys().filter_map(|name| Some((name, fresh(name)?))).collect();
-        let same_system = |status: &MemberStatus| status.system_id == self.topology.system_id;
-        let agreeing = answers.iter().filter(|(_, status)| same_system(status)).count();
-        let mut writable = answers.iter().filter(|(_, status)| status.is_writable());
-        agreeing * 2 > self.topology.members.len()
-            && writable.next().is_some_and(|(name, _)| **name == leader.name)
+        let voters = if known.members.is_empty() { &self.topology.members } else { &known.members };
+        let agrees = |name: &&String| fresh(name).is_some_and(|s| s.system_id == self.topology.system_id);
+        let agreeing = voters.keys().filter(agrees).count();
+        let writable = |name: &&String| fresh(name).is_some_and(MemberStatus::is_writable);
+        let mut writable = self.asked.keys().filter(writable);
+        agreeing * 2 > voters.len()
+            && writable.next().is_some_and(|name| *name == leader.name)
             && writable.next().is_none()
     }
 }
@@ -116,6 +121,8 @@ pub struct ClusterView {
     pub version: Option<(String, u64, u64)>,
     /// When the newest full read was begun.
     pub seen: Option<Time>,
+    /// When the store was last heard of: a read, or a change.
+    heard: Time,
     /// Why the last attempt to read failed; cleared by a success.
     pub failed: Option<String>,
     /// Start of the read that proved it, and time the leader key had left then.
@@ -124,8 +131,8 @@ pub struct ClusterView {
     pub term: Option<Term>,
     /// The term that is on disk.
     pub kept: Option<Term>,
-    /// Why the term could not be kept on disk.
-    pub keep_failed: Option<String>,
+    /// When and why the term could not be kept on disk.
+    pub keep_failed: Option<(Time, String)>,
     /// A read that we refuse to follow for now.
     pub candidate: Option<Candidate>,
     /// Answers of members' REST APIs.
@@ -144,6 +151,7 @@ impl ClusterView {
             topology: Topology::default(),
             version: None,
             seen: None,
+            heard: Time::ZERO,
             failed: None,
             lease: None,
             kept: term.clone(),
@@ -161,6 +169,8 @@ impl ClusterView {
         self.failed = None;
         let topology = read_topology(&read.keys);
         match self.objection(config, &read, &topology) {
+            // It was begun before something newer was heard: the two crossed on their way.
+            Some(reason) if reason.rule == Rule::OlderView && read.started <= self.heard => {}
             Some(reason) => {
                 let before = self
                     .candidate
@@ -215,12 +225,24 @@ impl ClusterView {
         self.candidate = None;
         self.lease = read.leader_ttl.map(|ttl| (read.started, ttl));
         self.seen = Some(self.seen.map_or(read.started, |seen| seen.max(read.started)));
+        self.heard = now;
         self.version = Some((read.store, read.raft_term, read.revision));
         self.keys = read.keys;
         self.take_topology(now, topology);
     }
 
-    /// Takes the refused read after all: a majority confirmed it, or the operator asked for it. The old term is void.
+    /// Takes the refused read after all: a majority confirmed it. What was known of another store's revisions is void,
+    /// but the timelines belong to the database system: among those there is no way back.
+    pub fn follow_candidate(&mut self, now: Time) {
+        let Some(candidate) = &self.candidate else { return };
+        let same_system = self.term.take().filter(|term| term.system_id == candidate.topology.system_id);
+        self.adopt_candidate(now);
+        if let (Some(old), Some(new)) = (same_system, &mut self.term) {
+            new.timeline = old.timeline;
+        }
+    }
+
+    /// Takes the refused read after all: the operator asked for it. The old term is void.
     pub fn adopt_candidate(&mut self, now: Time) {
         if let Some(candidate) = self.candidate.take() {
             self.term = None;
@@ -237,6 +259,7 @@ impl ClusterView {
             return false;
         }
         *revision = change.revision;
+        self.heard = now;
         let leader_changed = change.changes.iter().any(|(key, _)| key == "leader");
         for (key, value) in change.changes {
             match value {

@@ -171,7 +171,8 @@ fn members_to_ask(
             .entry(&candidate.name)
             .or_insert((MEMBER_PAUSE, "its word decides whether a strange store is followed"));
     }
-    for member in candidates.chain(members) {
+    // A member that is known is asked where it is known to be.
+    for member in members.chain(candidates) {
         let (Some((pause, why)), Some(url)) = (pauses.remove(member.name.as_str()), &member.api_url) else {
             continue;
         };

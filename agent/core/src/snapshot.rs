@@ -45,7 +45,7 @@ impl Agent {
         let refused = view.candidate.as_ref().map(|c| c.reason.clone());
         let topology = &view.topology;
         let mut problems = topology.problems.clone();
-        if let Some(why) = &view.keep_failed {
+        if let Some((_, why)) = &view.keep_failed {
             problems.push(format!("the term could not be kept in the state folder: {why}"));
         }
         ClusterStatus {

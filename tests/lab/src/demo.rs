@@ -37,7 +37,7 @@ pub async fn run(agent: PathBuf, dir: &Path, clients: usize) -> Result<()> {
     let events = play(&mut lab, clients, &progress).await.with_context(|| {
         format!("the demo failed; the lab is still up in {} (end it with `make demo-down`)", dir.display())
     })?;
-    println!("\n{}\n{}", table(&events), how_to_look(&lab)?);
+    println!("\n{}\n{}To end it: make demo-down", table(&events), how_to_look(&lab)?);
     Ok(())
 }
 

@@ -81,6 +81,8 @@ pub struct Ladder {
 pub struct Pooler {
     /// The files on disk.
     pub disk: Fact<Disk>,
+    /// A worker found other files than the decision had seen: nothing is decided before they were read again.
+    pub disk_outdated: bool,
     /// Why they could not be read last time.
     pub disk_failed: Option<String>,
     /// The console.
@@ -119,7 +121,7 @@ pub struct Pooler {
     pub ladders: BTreeMap<String, Ladder>,
     /// The look that the notes were last brought up to date with.
     pub noted: Option<Time>,
-    /// A RELOAD was seen to have loaded the file: it is worth keeping.
+    /// A RELOAD was seen to have loaded the files as they are on disk: they are worth keeping.
     pub proved_good: bool,
 }
 
@@ -128,6 +130,7 @@ impl Pooler {
     pub fn new(good: Option<Files>, borrowed: Option<String>, cuts: Vec<String>, now: Time) -> Self {
         Pooler {
             disk: Fact::never(),
+            disk_outdated: false,
             disk_failed: None,
             console: Fact::never(),
             console_failed: None,
@@ -157,7 +160,10 @@ impl Pooler {
             (PoolerOrder::ReadFiles, outcome) => self.observe_files(now, started, outcome),
             (PoolerOrder::Look, outcome) => self.observe_console(now, started, outcome),
             (order, Outcome::Done) => self.succeeded(now, order),
-            (_, Outcome::ChangedMeanwhile) => self.files_due = now,
+            (_, Outcome::ChangedMeanwhile) => {
+                self.files_due = now;
+                self.disk_outdated = true;
+            }
             (order, outcome) => {
                 let why = match outcome {
                     Outcome::Failed { why } => why,
@@ -168,6 +174,11 @@ impl Pooler {
                     self.reloads.push_back(now);
                     self.star_loaded = None;
                     self.borrow_undone = self.borrowed.is_some();
+                }
+                if let PoolerOrder::BorrowLoginRetry { value } = &order {
+                    // The same: it has to be given back in any case.
+                    self.borrowed = Some((value.clone(), now));
+                    self.borrow_undone = true;
                 }
                 if let PoolerOrder::Cut { database, .. } = &order {
                     self.note_cut(database);
@@ -181,11 +192,13 @@ impl Pooler {
 
     fn observe_files(&mut self, now: Time, started: Time, outcome: Outcome) {
         self.files_due = now + FILES_PAUSE;
+        self.disk_outdated = false;
         match outcome {
             Outcome::Files(files) => {
                 if self.disk.last().is_none_or(|disk| disk.files != files) {
                     // Not our own write, that is noted as it is done: somebody edited, which may mend what was refused.
                     self.refused_reloads = 0;
+                    self.proved_good = false;
                     self.disk.learn(Disk::new(files), started);
                 } else if let Fact::Known { seen, .. } = &mut self.disk {
                     *seen = started;
@@ -227,6 +240,7 @@ impl Pooler {
                     }
                     *disk = Disk::new(disk.files.clone());
                     *seen = now;
+                    self.proved_good = false;
                 }
             }
             PoolerOrder::KeepGood { files } => self.good = Some(files),
@@ -293,6 +307,18 @@ impl Pooler {
         }
     }
 
+    /// Whether PgBouncer has loaded that an entry leads there. What `*` leads to may be hidden: files that were seen
+    /// loaded before are loaded still.
+    pub fn is_loaded(&self, entry: &str, wanted: &Endpoint) -> bool {
+        match self.loaded(entry) {
+            Some(loaded) => loaded == *wanted,
+            None => {
+                let disk = self.disk.last();
+                entry == "*" && disk.is_some() && self.good.as_ref() == disk.map(|disk| &disk.files)
+            }
+        }
+    }
+
     /// Databases that an entry serves: itself, or what was opened through `*`.
     pub fn databases_of(&self, entry: &str) -> Vec<&str> {
         let Some(seen) = self.console.last() else { return Vec::new() };
@@ -334,7 +360,7 @@ impl Pooler {
         self.console.fresh(now, CONSOLE_AGE).is_ok()
             && !self.reload_unseen
             && self.disk.last().is_some_and(|disk| disk.entries.get(entry) == Some(&target.endpoint))
-            && self.loaded(entry).as_ref() == Some(&target.endpoint)
+            && self.is_loaded(entry, &target.endpoint)
             && self.links(entry, target).1.is_empty()
     }
 

@@ -42,6 +42,9 @@ pub fn next_change(
             Reason::new(Rule::StaleLadder, text),
         ));
     }
+    if pooler.disk_outdated {
+        return None;
+    }
     write(config, pooler, decisions)
         .or_else(|| reload(config, pooler, decisions, now))
         .or_else(|| lower_login_retry(config, pooler, decisions, now))
@@ -109,15 +112,17 @@ fn write(config: &Config, pooler: &Pooler, decisions: &Decisions) -> Option<(Poo
     })
 }
 
-/// PgBouncer refused the file twice although our part of it is right: somebody's edit is broken. The last file that it
-/// did load goes back, with the routes of now; the refused one stays beside it.
+/// Somebody's edit is broken: PgBouncer refused the file twice although our part of it is right, or we see ourselves
+/// that it must while a route has to move. The last file that it did load goes back, with the routes of now; the refused
+/// one stays beside it.
 fn put_last_good_back(
     config: &Config,
     pooler: &Pooler,
     disk: &Disk,
     wanted: &BTreeMap<String, Endpoint>,
 ) -> Option<(PoolerOrder, Reason)> {
-    if pooler.refused_reloads < 2 || !config.mutants.obey(Rule::LastGood) {
+    let stuck = is_broken(disk) && wanted.iter().any(|(entry, to)| !pooler.is_loaded(entry, to));
+    if pooler.refused_reloads < 2 && !stuck || !config.mutants.obey(Rule::LastGood) {
         return None;
     }
     let mut good = Disk::new(pooler.good.clone()?);
@@ -136,16 +141,16 @@ fn put_last_good_back(
         .then(|| (PoolerOrder::Write { files, keep_rejected: true }, Reason::new(Rule::LastGood, text)))
 }
 
+/// Whether PgBouncer cannot load what is on disk. A file that only we cannot read is no such thing.
+fn is_broken(disk: &Disk) -> bool {
+    !disk.problems.is_empty() && disk.files.missing().is_empty()
+}
+
 /// Entries that lead where they must on disk, but not as loaded.
 fn unloaded(pooler: &Pooler, decisions: &Decisions) -> Vec<String> {
     let Some(disk) = pooler.disk.last() else { return Vec::new() };
     let stands = |(entry, wanted): &(String, Endpoint)| disk.entries.get(entry) == Some(wanted);
-    let differs = |(entry, wanted): &(String, Endpoint)| {
-        let loaded = pooler.loaded(entry);
-        // What `*` leads to cannot be seen; a file that was seen loaded before is loaded still.
-        let unseen_star = entry == "*" && loaded.is_none() && pooler.good.as_ref() == Some(&disk.files);
-        loaded.as_ref() != Some(wanted) && !unseen_star
-    };
+    let differs = |(entry, wanted): &(String, Endpoint)| !pooler.is_loaded(entry, wanted);
     wanted(decisions).into_iter().filter(stands).filter(differs).map(|(entry, _)| entry).collect()
 }
 
@@ -255,6 +260,10 @@ fn ladder(
     let SwitchConfig { stale_after, .. } = config.switch;
     for (entry, decision) in decisions {
         let Some(target) = &decision.target else { continue };
+        if !leads_to(pooler, entry, &target.endpoint) {
+            // New links would lead to the old place again.
+            continue;
+        }
         let (_, stale) = pooler.links(entry, target);
         let Some(since) = pooler.ladders.get(entry).and_then(|l| l.since) else { continue };
         if stale.is_empty() {
@@ -286,6 +295,12 @@ fn ladder(
         }
     }
     None
+}
+
+/// Whether an entry leads there on disk and as loaded.
+fn leads_to(pooler: &Pooler, entry: &str, endpoint: &Endpoint) -> bool {
+    pooler.disk.last().is_some_and(|disk| disk.entries.get(entry) == Some(endpoint))
+        && pooler.is_loaded(entry, endpoint)
 }
 
 /// Databases of an entry that have a link to one of these endpoints.

@@ -1,0 +1,460 @@
+//! A host with an agent: the shell that carries orders out, late, badly, or not at all.
+
+use crate::pgbouncer::PgBouncer;
+use crate::watch::Follow;
+use crate::world::{Thing, World};
+use pgsquire_core::agent::Agent;
+use pgsquire_core::config::Config;
+use pgsquire_core::effect::{Effect, EffectId, Order, PoolerOrder};
+use pgsquire_core::event::{Event, LocalServer, Outcome, Restored};
+use pgsquire_core::status::Status;
+use pgsquire_core::time::Time;
+use pgsquire_core::wal::{Lsn, Timeline};
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// What becomes of an order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fate {
+    /// It is done and answered.
+    Fine,
+    /// It is not done, and that is answered.
+    Refused,
+    /// It is done, but the answer says that it failed.
+    AnswerLost,
+    /// It is done, and there is no answer.
+    Silence,
+}
+
+/// An order that is worked on.
+#[derive(Debug, Clone)]
+pub struct Job {
+    /// Host.
+    pub host: usize,
+    /// Run of its agent.
+    pub run: u64,
+    /// Id of the effect.
+    pub id: EffectId,
+    /// It.
+    pub order: Order,
+    /// When the shell began with it, by the host's clock.
+    pub started: Time,
+    /// What becomes of it.
+    pub fate: Fate,
+    /// The part of it that is next.
+    pub part: usize,
+    /// Time between parts.
+    pub pace: Duration,
+}
+
+/// Ways in which a host's workers are in trouble.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Trouble {
+    /// Orders fail, in 1000.
+    pub failing: u64,
+    /// Orders take this much longer at most, in milliseconds.
+    pub slow: u64,
+    /// The state folder cannot be written.
+    pub state_full: bool,
+    /// Members' REST APIs are not reached.
+    pub rest_cut: bool,
+}
+
+/// The host.
+pub struct Host {
+    /// Its name.
+    pub name: String,
+    /// Configuration of its agent.
+    pub config: Config,
+    /// The agent, while it runs.
+    pub agent: Option<Agent>,
+    /// Which run of the agent this is.
+    pub run: u64,
+    /// The agent's alarm that counts.
+    pub alarm: u64,
+    /// The agent does not run before this.
+    pub frozen_until: Time,
+    /// The state folder.
+    pub state: Restored,
+    /// Stores it follows.
+    pub follows: Vec<Follow>,
+    /// Cluster and member on this host.
+    pub local: Option<(usize, usize)>,
+    /// PgBouncer processes.
+    pub poolers: Vec<PgBouncer>,
+    /// The last snapshot that was published; it outlives a frozen agent, but not a dead one.
+    pub status: Option<Status>,
+    /// What is wrong with its workers.
+    pub trouble: Trouble,
+    /// Its clock is ahead of the world's.
+    pub clock: Duration,
+    /// The last time at which anything here was out of order.
+    pub disturbed: Time,
+    /// What the invariants remember.
+    pub memory: crate::memory::Memory,
+    /// Answers that came, to be repeated.
+    pub answers: Vec<Event>,
+}
+
+enum Next {
+    Part,
+    Done(Outcome),
+}
+
+impl World {
+    /// The time on a host's clock.
+    pub fn host_time(&self, h: usize) -> Time {
+        self.now + self.hosts[h].clock
+    }
+
+    /// The agent of a host starts with what its state folder holds.
+    pub fn start_agent(&mut self, h: usize) {
+        if self.hosts[h].agent.is_some() {
+            return;
+        }
+        let now = self.host_time(h);
+        let host = &mut self.hosts[h];
+        host.run += 1;
+        host.follows.iter_mut().for_each(Follow::stop);
+        host.agent = Some(Agent::new(host.config.clone(), host.state.clone(), now));
+        host.answers.clear();
+        host.memory.restarted(&host.state);
+        let (run, name) = (host.run, host.name.clone());
+        self.say(|_| format!("{name}: the agent starts (run {run})"));
+        self.tell(h, run, vec![Event::Tick]);
+    }
+
+    /// The agent of a host is killed.
+    pub fn kill_agent(&mut self, h: usize) {
+        let host = &mut self.hosts[h];
+        host.agent = None;
+        host.status = None;
+        host.run += 1;
+        let name = host.name.clone();
+        self.say(|_| format!("{name}: the agent is killed"));
+    }
+
+    /// The agent is told something.
+    pub fn tell(&mut self, h: usize, run: u64, events: Vec<Event>) {
+        let host = &self.hosts[h];
+        if host.run != run || host.agent.is_none() {
+            return;
+        }
+        if host.frozen_until > self.now {
+            return self.at(self.hosts[h].frozen_until, Thing::Tell(h, run, events));
+        }
+        for event in events {
+            let now = self.host_time(h);
+            self.check_twice(h, now, &event);
+            if matches!(event, Event::Done { .. }) && self.hosts[h].answers.len() < 64 {
+                self.hosts[h].answers.push(event.clone());
+            }
+            self.note_told(h, &event);
+            self.say(|w| format!("{} <- {}", w.hosts[h].name, short(&event)));
+            let effects = agent_of(&mut self.hosts[h]).handle(now, event);
+            let status = agent_of(&mut self.hosts[h]).status(now);
+            self.hosts[h].status = Some(status);
+            self.check_published(h);
+            for effect in effects {
+                self.order(h, effect);
+            }
+        }
+        self.set_alarm(h);
+    }
+
+    fn set_alarm(&mut self, h: usize) {
+        let Some(agent) = &self.hosts[h].agent else { return };
+        let wait = agent.next_wake().since(self.host_time(h)).max(Duration::from_millis(1));
+        self.hosts[h].alarm += 1;
+        let (run, alarm) = (self.hosts[h].run, self.hosts[h].alarm);
+        self.later(wait, Thing::Wake(h, run, alarm));
+    }
+
+    /// An alarm of the agent rings.
+    pub fn wake(&mut self, h: usize, run: u64, alarm: u64) {
+        if self.hosts[h].alarm == alarm {
+            self.tell(h, run, vec![Event::Tick]);
+        }
+    }
+
+    /// An order is given to its worker.
+    fn order(&mut self, h: usize, effect: Effect) {
+        if matches!(effect.order, Order::Record(_)) {
+            return;
+        }
+        self.say(|w| format!("{} -> {} [{}]", w.hosts[h].name, name_of(&effect.order), effect.reason));
+        self.check_ordered(h, &effect);
+        let trouble = self.hosts[h].trouble;
+        let mut begin = self.rng.millis(0, 3);
+        let mut pace = self.rng.millis(1, 8);
+        if trouble.slow > 0 && self.rng.one_in(2) {
+            begin += self.rng.millis(0, trouble.slow);
+            pace += self.rng.millis(0, trouble.slow);
+        }
+        let fate = match self.rng.per_mille(trouble.failing) {
+            false => Fate::Fine,
+            true => *self.rng.pick(&[
+                Fate::Refused,
+                Fate::Refused,
+                Fate::AnswerLost,
+                Fate::AnswerLost,
+                Fate::Silence,
+            ]),
+        };
+        if fate != Fate::Fine {
+            self.hosts[h].disturbed = self.now;
+        }
+        let started = self.host_time(h) + begin;
+        let run = self.hosts[h].run;
+        let job = Job { host: h, run, id: effect.id, order: effect.order, started, fate, part: 0, pace };
+        self.later(begin + pace, Thing::Act(Box::new(job)));
+    }
+
+    /// The next part of an order is done. What a killed agent had under way stays half done.
+    pub fn act(&mut self, mut job: Job) {
+        if self.hosts[job.host].run != job.run {
+            return;
+        }
+        if job.fate == Fate::Refused {
+            return self.answer(&job, Outcome::Failed { why: "refused".into() });
+        }
+        match self.part(&job) {
+            Next::Part => {
+                job.part += 1;
+                self.later(job.pace, Thing::Act(Box::new(job)));
+            }
+            Next::Done(outcome) => self.answer(&job, outcome),
+        }
+    }
+
+    fn answer(&mut self, job: &Job, outcome: Outcome) {
+        let lost = || Outcome::Failed { why: "no answer within 2s".into() };
+        let failed = matches!(outcome, Outcome::Failed { .. });
+        let (after, outcome) = match job.fate {
+            Fate::Silence => return,
+            Fate::AnswerLost => (Duration::from_secs(2), lost()),
+            _ if failed && job.fate == Fate::Fine => (Duration::ZERO, outcome),
+            _ => (job.pace, outcome),
+        };
+        let mut events = Vec::new();
+        if let (Order::ReadStore { cluster }, Outcome::Failed { why }) = (&job.order, &outcome) {
+            events.push(Event::StoreFailed { cluster: cluster.clone(), why: why.clone() });
+        }
+        events.push(Event::Done { id: job.id, started: job.started, outcome });
+        self.later(after, Thing::Tell(job.host, job.run, events));
+    }
+
+    fn part(&mut self, job: &Job) -> Next {
+        match &job.order {
+            Order::ReadStore { cluster } => self.read_store(job, cluster),
+            Order::AskMember { url, .. } => {
+                Next::Done(self.ask(job.host, url, self.hosts[job.host].trouble.rest_cut))
+            }
+            Order::AskLocalPatroni { url } => Next::Done(self.ask(job.host, url, false)),
+            Order::ProbeLocal => Next::Done(self.probe_local(job.host)),
+            Order::KeepTerm { cluster, term } => {
+                if self.hosts[job.host].trouble.state_full {
+                    return Next::Done(Outcome::Failed { why: "no space left".into() });
+                }
+                let terms = &mut self.hosts[job.host].state.terms;
+                match term {
+                    Some(term) => terms.insert(cluster.clone(), term.clone()),
+                    None => terms.remove(cluster),
+                };
+                Next::Done(Outcome::Done)
+            }
+            Order::Pooler { pooler, order } => {
+                let known = self.hosts[job.host].poolers.iter().position(|p| p.name == *pooler);
+                known.map_or(Next::Done(Outcome::Done), |p| self.pooler_part(job, p, order))
+            }
+            Order::Record(_) => Next::Done(Outcome::Done),
+        }
+    }
+
+    fn read_store(&mut self, job: &Job, cluster: &str) -> Next {
+        let follows = &self.hosts[job.host].follows;
+        let Some(f) = follows.iter().position(|f| self.clusters[f.cluster].name == cluster) else {
+            return Next::Done(Outcome::Failed { why: "no such cluster".into() });
+        };
+        if job.fate != Fate::Fine {
+            return Next::Done(Outcome::Failed { why: "no answer within 2s".into() });
+        }
+        match self.read_for(job.host, f, job.started, job.pace) {
+            Err(why) => Next::Done(Outcome::Failed { why }),
+            Ok(event) => {
+                self.later(job.pace, Thing::Tell(job.host, job.run, vec![event]));
+                Next::Done(Outcome::Done)
+            }
+        }
+    }
+
+    fn ask(&self, _h: usize, url: &str, cut: bool) -> Outcome {
+        let ip = url.trim_start_matches("http://").trim_end_matches(":8008");
+        match self.rest_answer(ip).filter(|_| !cut) {
+            Some((code, body)) => Outcome::Member { code, body },
+            None => Outcome::Failed { why: "no answer within 2s".into() },
+        }
+    }
+
+    fn probe_local(&self, h: usize) -> Outcome {
+        let server = self.hosts[h].local.map(|at| &self.member(at).pg).filter(|pg| pg.accepts());
+        match server {
+            Some(pg) => Outcome::Local(LocalServer {
+                in_recovery: pg.in_recovery,
+                timeline: Some(Timeline(pg.timeline)),
+                lsn: Some(Lsn(self.wal().saturating_sub(pg.lag))),
+            }),
+            None => Outcome::Failed { why: "connection refused".into() },
+        }
+    }
+
+    /// A part of an order for a pooler; the order of the parts is that of the shell.
+    fn pooler_part(&mut self, job: &Job, p: usize, order: &PoolerOrder) -> Next {
+        let h = job.host;
+        let pooler = &self.hosts[h].poolers[p];
+        let console = |done: Outcome| match !pooler.up || pooler.console_dead {
+            true => Outcome::Failed { why: "the console did not answer within 2s".into() },
+            false => done,
+        };
+        if is_for_console(order, job.part) && matches!(console(Outcome::Done), Outcome::Failed { .. }) {
+            return Next::Done(console(Outcome::Done));
+        }
+        match order {
+            PoolerOrder::ReadFiles => Next::Done(Outcome::Files(pooler.disk.clone())),
+            PoolerOrder::Look => Next::Done(Outcome::Console(self.look(h, p))),
+            PoolerOrder::Write { files, keep_rejected } => self.write_part(job, p, files, *keep_rejected),
+            _ => self.console_part(job, p, order),
+        }
+    }
+
+    fn look(&mut self, h: usize, p: usize) -> pgsquire_core::pgbouncer::console::ConsoleView {
+        let members = self.clusters.iter().flat_map(|c| &c.members).filter(|m| m.host != m.ip);
+        let addresses = members.map(|m| (m.host.clone(), m.ip.clone())).collect();
+        self.hosts[h].poolers[p].look(&addresses)
+    }
+
+    /// One file after the other, each only over what is expected there.
+    fn write_part(
+        &mut self,
+        job: &Job,
+        p: usize,
+        files: &BTreeMap<String, (Vec<u8>, Vec<u8>)>,
+        keep_rejected: bool,
+    ) -> Next {
+        let h = job.host;
+        let Some((path, (expected, wanted))) = files.iter().nth(job.part) else {
+            return Next::Done(Outcome::Done);
+        };
+        let there = self.hosts[h].poolers[p].disk.parts.get(path).cloned().unwrap_or_default();
+        if there != *expected {
+            return Next::Done(Outcome::ChangedMeanwhile);
+        }
+        if keep_rejected {
+            self.hosts[h].poolers[p].rejected.push(there);
+        }
+        let before = self.hosts[h].poolers[p].disk.clone();
+        self.hosts[h].poolers[p].disk.parts.insert(path.clone(), wanted.clone());
+        self.check_written(h, p, &before, files, keep_rejected);
+        if job.part + 1 < files.len() { Next::Part } else { Next::Done(Outcome::Done) }
+    }
+
+    fn console_part(&mut self, job: &Job, p: usize, order: &PoolerOrder) -> Next {
+        let (h, now) = (job.host, self.now);
+        let name = self.hosts[h].poolers[p].name.clone();
+        if matches!(order, PoolerOrder::Reload) {
+            self.check_reload(h, p);
+        }
+        let Host { poolers, state, .. } = &mut self.hosts[h];
+        let pooler = &mut poolers[p];
+        match (order, job.part) {
+            (PoolerOrder::KeepGood { files }, _) => {
+                state.last_good.insert(name, files.clone());
+            }
+            (PoolerOrder::Reload, _) => pooler.reload(now),
+            (PoolerOrder::BorrowLoginRetry { value }, 0) => {
+                state.borrowed_login_retry.insert(name, value.clone());
+                return Next::Part;
+            }
+            (PoolerOrder::BorrowLoginRetry { .. }, _) => pooler.login_retry = "0".into(),
+            (PoolerOrder::ReturnLoginRetry { value }, 0) => {
+                pooler.login_retry = value.clone();
+                return Next::Part;
+            }
+            (PoolerOrder::ReturnLoginRetry { .. }, _) => {
+                state.borrowed_login_retry.remove(&name);
+            }
+            (PoolerOrder::Reconnect { database }, _) => pooler.dirty(database),
+            (PoolerOrder::Cut { database, stale }, part) => {
+                if pooler.version >= (1, 24) {
+                    pooler.kill_clients(database, stale);
+                    return Next::Done(Outcome::Done);
+                }
+                let cuts = state.cut.entry(name).or_default();
+                match part {
+                    0 if !cuts.contains(database) => cuts.push(database.clone()),
+                    0 => {}
+                    1 => pooler.kill(database),
+                    2 => {
+                        pooler.paused.remove(database);
+                    }
+                    _ => cuts.retain(|d| d != database),
+                }
+                return if part < 3 { Next::Part } else { Next::Done(Outcome::Done) };
+            }
+            (PoolerOrder::Resume { database }, 0) => {
+                pooler.paused.remove(database);
+                return Next::Part;
+            }
+            (PoolerOrder::Resume { database }, _) => {
+                state.cut.entry(name).or_default().retain(|d| d != database);
+            }
+            _ => {}
+        }
+        Next::Done(Outcome::Done)
+    }
+}
+
+/// Whether this part of an order needs the console.
+fn is_for_console(order: &PoolerOrder, part: usize) -> bool {
+    match order {
+        PoolerOrder::ReadFiles | PoolerOrder::Write { .. } | PoolerOrder::KeepGood { .. } => false,
+        PoolerOrder::BorrowLoginRetry { .. } => part == 1,
+        PoolerOrder::ReturnLoginRetry { .. } | PoolerOrder::Resume { .. } => part == 0,
+        PoolerOrder::Cut { .. } => part < 3,
+        _ => true,
+    }
+}
+
+fn agent_of(host: &mut Host) -> &mut Agent {
+    host.agent.as_mut().expect("the agent runs")
+}
+
+fn name_of(order: &Order) -> String {
+    match order {
+        Order::ReadStore { cluster } => format!("read the store of {cluster}"),
+        Order::AskMember { member, .. } => format!("ask {member}"),
+        Order::AskLocalPatroni { .. } => "ask the local Patroni".into(),
+        Order::ProbeLocal => "probe the local server".into(),
+        Order::KeepTerm { term: Some(term), .. } => format!("keep the term {term}"),
+        Order::KeepTerm { term: None, .. } => "forget the term".into(),
+        Order::Pooler { pooler, order } => format!("{pooler}: {order}"),
+        Order::Record(entry) => entry.text.clone(),
+    }
+}
+
+fn short(event: &Event) -> String {
+    let text = match event {
+        Event::StoreRead { read, .. } => {
+            format!("store {} read at revision {}, lease {:?}", read.store, read.revision, read.leader_ttl)
+        }
+        Event::StoreChanged { change, .. } => {
+            let keys: Vec<&str> = change.changes.iter().map(|(key, _)| key.as_str()).collect();
+            format!("store changed at revision {}: {}", change.revision, keys.join(", "))
+        }
+        Event::Done { id, outcome: Outcome::Member { code, body }, .. } => {
+            format!("done {}: {code} {}", id.0, String::from_utf8_lossy(body))
+        }
+        other => format!("{other:?}"),
+    };
+    text.chars().take(400).collect()
+}

@@ -1,0 +1,61 @@
+//! The whole core on many hosts, in worlds where everything breaks: seeded, deterministic, without a clock.
+//!
+//! `SEEDS=20000 cargo test --test sim seeds` tries more worlds; `SEED=7 cargo test --test sim replay -- --nocapture`
+//! shows one. A failing run prints its seed, and the end of its log.
+
+mod agent_host;
+mod dcs;
+mod faults;
+mod invariants;
+mod liveness;
+mod mask;
+mod memory;
+mod patroni;
+mod pgbouncer;
+mod postgres;
+mod rng;
+mod runs;
+mod setup;
+mod watch;
+mod world;
+
+use runs::{Run, number_from};
+
+/// Each thread stops after so many failures.
+const FAILURES: usize = 15;
+/// Worlds that are tried without `SEEDS`.
+const SEEDS: u64 = 2000;
+
+#[test]
+fn seeds() {
+    let count = number_from("SEEDS").unwrap_or(SEEDS);
+    let failed = |first: u64| {
+        move || -> Vec<Run> {
+            let runs = (first..=count).step_by(2).map(|seed| Run::random(seed, None));
+            runs.filter(|run| run.violation.is_some()).take(FAILURES).collect()
+        }
+    };
+    let threads = [1, 2].map(|first| std::thread::spawn(failed(first)));
+    let failed: Vec<Run> = threads.into_iter().flat_map(|t| t.join().expect("no panic")).collect();
+    if let Some(first) = failed.first() {
+        let list: Vec<String> = failed.iter().map(Run::headline).collect();
+        panic!("{}\n\n{}", first.report(), list.join("\n"));
+    }
+}
+
+#[test]
+fn replay() {
+    if let Some(seed) = number_from("SEED") {
+        let run = Run::random(seed, None).again_with_log();
+        println!("{}", run.log.join("\n"));
+        assert!(run.violation.is_none(), "{:?}", run.violation);
+    }
+}
+
+#[test]
+fn the_same_seed_gives_the_same_log() {
+    let log = || Run::random(4711, None).again_with_log().log;
+    let first = log();
+    assert!(first.len() > 100);
+    assert!(first == log(), "the same seed gave two logs");
+}
