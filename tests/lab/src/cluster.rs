@@ -92,6 +92,13 @@ impl Lab {
         Ok(self.state.socket(self.state.host(member)?, POSTGRES_PORT))
     }
 
+    /// Connects to PostgreSQL on a member as superuser, by its unix socket: cuts do not touch it.
+    pub async fn superuser(&self, member: &str, database: &str) -> Result<tokio_postgres::Client> {
+        let host = self.state.host(member)?;
+        let port = self.state.network.port(POSTGRES_PORT);
+        sql::by_socket(&host.sockets(), port, "postgres", database).await
+    }
+
     /// The plan of a pooler.
     pub fn pooler(&self, name: &str) -> Result<&Pooler> {
         match self.state.spec.poolers.iter().find(|p| p.name == name) {

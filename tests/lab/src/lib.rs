@@ -27,6 +27,7 @@ mod faults;
 mod guard;
 pub mod http;
 mod lab;
+mod layout;
 pub mod load;
 mod network;
 pub mod patroni;
