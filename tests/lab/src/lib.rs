@@ -40,6 +40,7 @@ mod spec;
 pub mod sql;
 mod state;
 mod teardown;
+mod usage;
 pub mod wait;
 mod watcher;
 

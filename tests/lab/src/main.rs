@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use pgsquire_lab::bench::{self, SwitchoverBench};
+use pgsquire_lab::bench::{self, Bench, SwitchoverBench};
 use pgsquire_lab::{
     Follow, HostRole, Lab, Load, LoadSpec, Part, PgBouncerBuild, Pooler, Progress, Spec, Store, demo,
 };
@@ -93,6 +93,21 @@ enum Command {
         /// The demo's folder
         #[arg(long, default_value_os_t = demo_dir())]
         dir: PathBuf,
+    },
+    /// Every figure beside its baseline, in one table
+    Bench {
+        /// The agent's binary
+        #[arg(long)]
+        agent: PathBuf,
+        /// How many switchovers under load
+        #[arg(long, default_value_t = 20)]
+        rounds: usize,
+        /// Clients on each pooler
+        #[arg(long, default_value_t = 20)]
+        clients: usize,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
     },
     /// Many switchovers: writable -> first commit
     BenchSwitchover {
@@ -238,6 +253,10 @@ async fn run(command: Command) -> Result<()> {
             load(&Lab::attach(&place.dir)?, &pooler, clients, Duration::from_secs(seconds)).await
         }
         Command::Demo { agent, clients, dir } => demo::run(agent, &dir, clients).await,
+        Command::Bench { agent, rounds, clients, json } => {
+            let table = bench::run(&Bench { agent, rounds, clients }, &Progress::shown()).await?;
+            print(json, &table, || table.text())
+        }
         Command::BenchSwitchover { agent, rounds, clients, no_classic, json } => {
             bench_switchover(&SwitchoverBench { agent, rounds, clients, classic: !no_classic }, json).await
         }
@@ -346,9 +365,13 @@ async fn load(lab: &Lab, pooler: &str, clients: usize, time: Duration) -> Result
 
 async fn bench_switchover(bench: &SwitchoverBench, json: bool) -> Result<()> {
     let figures = bench::switchovers(bench, &Progress::shown()).await?;
+    print(json, &figures, || figures.text())
+}
+
+fn print(json: bool, figures: &impl serde::Serialize, text: impl FnOnce() -> String) -> Result<()> {
     match json {
-        true => println!("{}", serde_json::to_string_pretty(&figures)?),
-        false => print!("{}", figures.text()),
+        true => println!("{}", serde_json::to_string_pretty(figures)?),
+        false => print!("{}", text()),
     }
     Ok(())
 }

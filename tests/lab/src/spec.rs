@@ -152,6 +152,13 @@ impl Pooler {
         Self::new("classic", 6432, Target::Primary).follow(Follow::Classic)
     }
 
+    /// Gives it so many entries: `app`, and others that lead where the first one does.
+    pub fn entries(mut self, count: usize) -> Self {
+        let to = self.routes.first().map_or(Target::Primary, |(_, to)| *to);
+        self.routes.extend((self.routes.len() + 1..=count).map(|n| (format!("app_{n}"), to)));
+        self
+    }
+
     /// Says who moves it.
     pub fn follow(mut self, follow: Follow) -> Self {
         self.follow = follow;

@@ -6,14 +6,20 @@ use std::time::Duration;
 use anyhow::Result;
 use serde::Serialize;
 
+use super::table::{Figure, Row};
 use crate::demo;
 use crate::event::{self, Event, Happening};
 use crate::lab::Lab;
 use crate::load::{Load, LoadSpec};
 use crate::progress::Progress;
 use crate::report::{human, median};
+use crate::spec::Spec;
 
 const RECOVERY: Duration = Duration::from_secs(120);
+/// The median from writable to the first commit ought not to be above this, in ms …
+const MEDIAN: f64 = 50.0;
+/// … nor any round above this.
+const MAXIMUM: f64 = 150.0;
 
 /// What to run.
 #[derive(Clone, Debug)]
@@ -71,12 +77,36 @@ pub struct Summary {
 
 /// Runs it in a lab of its own, which is gone afterwards.
 pub async fn switchovers(bench: &SwitchoverBench, progress: &Progress) -> Result<SwitchoverFigures> {
-    let mut spec = demo::spec(bench.agent.clone());
-    spec.poolers.retain(|p| p.name == "write" || (bench.classic && p.name == "classic"));
-    let mut lab = Lab::up(spec, progress).await?;
+    let mut lab = Lab::up(spec(bench), progress).await?;
     let events = rounds(&mut lab, bench, progress).await;
     lab.down().await?;
     Ok(figures(&events?))
+}
+
+/// A cluster with a write pooler of the agent's and, if wanted, one moved the classic way.
+pub(super) fn spec(bench: &SwitchoverBench) -> Spec {
+    let mut spec = demo::spec(bench.agent.clone());
+    spec.poolers.retain(|p| p.name == "write" || (bench.classic && p.name == "classic"));
+    spec
+}
+
+/// Runs it in a lab that is up, for the table. The loads have ended when it returns.
+pub(super) async fn rows(lab: &mut Lab, bench: &SwitchoverBench, progress: &Progress) -> Result<Vec<Row>> {
+    let summary = figures(&rounds(lab, bench, progress).await?).summary;
+    let row = |what: String, unit, of: fn(&Summary) -> f64, target| {
+        let figure = |s: &Summary| Figure::Value(of(s));
+        let own = summary.first().map_or(Figure::Value(0.0), figure);
+        let row = Row::new(what, unit, own, target);
+        summary.iter().skip(1).fold(row, |row, s| row.beside(&s.load, figure(s)))
+    };
+    let many = format!("{} rounds, {} clients", bench.rounds, bench.clients);
+    let first = "switchover: new primary writable -> first commit";
+    Ok(vec![
+        row(format!("{first}, median of {many}"), "ms", |s| s.median_ms, Some(MEDIAN)),
+        row(format!("{first}, maximum"), "ms", |s| s.maximum_ms, Some(MAXIMUM)),
+        row("switchover: longest time without a commit, median".into(), "ms", |s| s.outage_median_ms, None),
+        row("switchover: errors that clients saw, all rounds".into(), "", |s| s.errors as f64, None),
+    ])
 }
 
 async fn rounds(lab: &mut Lab, bench: &SwitchoverBench, progress: &Progress) -> Result<Vec<Event>> {
