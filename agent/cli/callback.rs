@@ -8,10 +8,10 @@ use crate::control::{Answer, Request};
 use crate::journal::callbacks::{self, Call};
 use std::ffi::OsString;
 use std::io::Write;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::mpsc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// After this it ends, whatever hangs: a frozen daemon, a dead disk.
 const BOUND: Duration = Duration::from_millis(500);
@@ -57,24 +57,17 @@ impl Invocation {
 
     /// Does it, within the bound.
     pub fn run(self) -> ExitCode {
-        let (done, finished) = mpsc::channel();
-        // In a thread of its own, because not everything that may hang has a time-out: files have none.
-        let work = std::thread::Builder::new().spawn(move || {
-            let trouble = self.deliver();
-            let _ = done.send(trouble);
-        });
-        let trouble = match work {
-            Ok(_) => match finished.recv_timeout(BOUND) {
-                Ok(trouble) => trouble,
-                Err(_) => Some("gave up after half a second; the daemon looks for itself anyway".to_owned()),
-            },
+        // The guard has a thread of its own, because not everything that may hang has a time-out: files have none. The
+        // work stays in this one: on a busy machine each hand-over between threads may cost milliseconds.
+        let trouble = match std::thread::Builder::new().spawn(guard) {
+            Ok(_) => catch_unwind(AssertUnwindSafe(|| self.deliver()))
+                .unwrap_or_else(|_| Some("this should not have happened".to_owned())),
             Err(e) => Some(format!("cannot start a thread: {e}")),
         };
         if let Some(trouble) = trouble {
-            // In one write: Patroni's log is shared with others.
-            let _ = std::io::stderr().write_all(format!("pgsquire callback: {trouble}\n").as_bytes());
+            complain(&trouble);
         }
-        // Without waiting for the thread.
+        // Without waiting for the guard.
         ExitCode::SUCCESS
     }
 
@@ -102,6 +95,21 @@ impl Invocation {
         let trouble = glance.trouble.map(|trouble| format!("; {trouble}")).unwrap_or_default();
         Some(format!("{why}; {kept}{trouble}"))
     }
+}
+
+/// Ends the process when the bound is over.
+fn guard() {
+    let end = Instant::now() + BOUND;
+    while let Some(left) = end.checked_duration_since(Instant::now()) {
+        std::thread::park_timeout(left);
+    }
+    complain("gave up after half a second; the daemon looks for itself anyway");
+    std::process::exit(0);
+}
+
+/// In one write: Patroni's log is shared with others.
+fn complain(trouble: &str) {
+    let _ = std::io::stderr().write_all(format!("pgsquire callback: {trouble}\n").as_bytes());
 }
 
 #[cfg(test)]

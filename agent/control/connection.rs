@@ -149,14 +149,14 @@ async fn events(peer: &mut Peer, context: Context, since: u64, follow: bool) -> 
 async fn callback(peer: &mut Peer, context: Context, call: Call) -> Sent {
     // Cut here too: not every peer is our own client.
     let call = Call::new(&call.action, &call.role, &call.scope);
-    let answer = match context.events.send_timeout(call.clone().hint(), QUEUE).await {
-        Ok(()) => {
-            call.record(context.pages.journal(), "");
-            Answer::Done(String::new())
-        }
-        Err(_) => Answer::Refused("the agent is busy".to_owned()),
+    let Ok(Ok(place)) = timeout(QUEUE, context.events.reserve()).await else {
+        return peer.send(&Answer::Refused("the agent is busy".to_owned())).await;
     };
-    peer.send(&answer).await
+    call.record(context.pages.journal(), "");
+    // Patroni waits for its child: the answer goes first. (It has a place in the queue, and goes into an empty buffer.)
+    let sent = peer.send(&Answer::Done(String::new())).await;
+    place.send(call.hint());
+    sent
 }
 
 async fn forget_term(peer: &mut Peer, uid: u32, context: Context, cluster: Option<String>) -> Sent {

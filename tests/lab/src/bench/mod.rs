@@ -35,9 +35,11 @@ pub struct Bench {
     pub clients: usize,
 }
 
-/// Measures everything, in two labs one after the other, both of which are gone afterwards.
+/// Measures everything, in two labs one after the other, which are gone afterwards.
 pub async fn run(bench: &Bench, progress: &Progress) -> Result<Table> {
     let mut table = Table::new();
+    let callbacks =
+        callback::rows(&bench.agent, CALLBACKS, progress).await.context("running the callback")?;
     let switchovers = SwitchoverBench {
         agent: bench.agent.clone(),
         rounds: bench.rounds,
@@ -47,7 +49,8 @@ pub async fn run(bench: &Bench, progress: &Progress) -> Result<Table> {
     let mut lab = Lab::up(switchover::spec(&switchovers), progress).await?;
     let rows = on_a_cluster(&mut lab, &switchovers, progress).await;
     lab.down().await?;
-    table.rows = rows?;
+    let (switchovers, idle) = rows?;
+    table.rows.extend([switchovers, callbacks, idle].into_iter().flatten());
     let mut lab = Lab::up(entries::spec(bench.agent.clone()), progress).await?;
     let rows = entries::rows(&mut lab, MOVES, progress).await;
     lab.down().await?;
@@ -55,12 +58,14 @@ pub async fn run(bench: &Bench, progress: &Progress) -> Result<Table> {
     Ok(table)
 }
 
-/// The idle figures are taken first: what follows leaves traces in every process.
-async fn on_a_cluster(lab: &mut Lab, bench: &SwitchoverBench, progress: &Progress) -> Result<Vec<Row>> {
+/// The rows of the switchovers, and those of the idle agents. These come first in time: switchovers leave traces in
+/// every process.
+async fn on_a_cluster(
+    lab: &mut Lab,
+    bench: &SwitchoverBench,
+    progress: &Progress,
+) -> Result<(Vec<Row>, Vec<Row>)> {
     let idle = idle::rows(lab, IDLE, progress).await.context("watching the idle cluster")?;
-    let callbacks = callback::rows(lab, CALLBACKS, progress).await.context("running the callback")?;
-    let mut rows = switchover::rows(lab, bench, progress).await.context("switching over")?;
-    rows.extend(callbacks);
-    rows.extend(idle);
-    Ok(rows)
+    let switchovers = switchover::rows(lab, bench, progress).await.context("switching over")?;
+    Ok((switchovers, idle))
 }

@@ -188,7 +188,7 @@ mod tests {
         let table = Table { cores: 2, load: String::new(), rows: vec![row(2.0), row(2.01)] };
         let text = table.text();
         let lines: Vec<&str> = text.lines().collect();
-        assert!(lines[2].contains("| 2 ms    | <= 2 ms | ok     |"), "{text}");
-        assert!(lines[3].contains("| 2.01 ms | <= 2 ms | MISSED |"), "{text}");
+        assert!(lines[2].contains("| 2 ms     | <= 2 ms | ok     |"), "{text}");
+        assert!(lines[3].contains("| 2.01 ms  | <= 2 ms | MISSED |"), "{text}");
     }
 }
