@@ -42,7 +42,9 @@ impl Namespace {
             touch "$1/ready"
             exec tail -f /dev/null"#;
         let mut command = Command::new("setpriv");
-        command.args(["--pdeathsig", "KILL", "unshare", "--mount", "bash", "-c", script, "holder"]).arg(dir.path());
+        command
+            .args(["--pdeathsig", "KILL", "unshare", "--mount", "bash", "-c", script, "holder"])
+            .arg(dir.path());
         Ok(Namespace { holder: command.spawn().context("unshare --mount")?, dir })
     }
 
@@ -74,10 +76,9 @@ impl Namespace {
 
 impl Drop for Namespace {
     fn drop(&mut self) {
-        // Everything that was started inside runs as a child of nobody: it is found by its command line.
-        let pattern = format!("{}|/usr/local/bin/pgsquire run", self.dir.path().display());
-        let _ = self.run("for f in /run/*.pid; do kill \"$(cat \"$f\")\"; done");
-        let _ = pattern;
+        // What was started inside is nobody's child: it is ended by its noted PID, and waited for.
+        let end = "for f in /run/*.pid; do p=$(cat \"$f\"); kill \"$p\" || continue; tail --pid \"$p\" -f /dev/null; done";
+        let _ = self.run(&format!("timeout 10 bash -c '{end}'"));
         let _ = self.holder.kill();
         let _ = self.holder.wait();
     }
@@ -86,7 +87,8 @@ impl Drop for Namespace {
 /// Replaces the README's addresses by those of the lab.
 fn localize(text: &str, lab: &Lab) -> Result<String> {
     let mut text = text.to_owned();
-    for (n, (etcd, member)) in [("etcd1", "pg1"), ("etcd2", "pg2"), ("etcd3", "pg3")].into_iter().enumerate() {
+    for (n, (etcd, member)) in [("etcd1", "pg1"), ("etcd2", "pg2"), ("etcd3", "pg3")].into_iter().enumerate()
+    {
         let readme = format!("10.0.0.1{}", n + 1);
         let store = pgsquire_lab::etcd::endpoints(lab.state())[n].to_string();
         text = text.replace(&format!("{readme}:2379"), &store);
@@ -128,13 +130,15 @@ async fn start_pgbouncer(host: &Namespace, ini: &str) -> Result<()> {
     fs::write(host.path("etc/pgbouncer/userlist.txt"), "")?;
     host.must(
         "chown -R postgres:postgres /etc/pgbouncer\n\
-         runuser -u postgres -- pgbouncer -q -R -d /etc/pgbouncer/pgbouncer.ini 2>/dev/null \
-         || setpriv --reuid postgres --regid postgres --init-groups --pdeathsig clear \
-            pgbouncer -q /etc/pgbouncer/pgbouncer.ini >/dev/null 2>&1 &\n\
+         setpriv --reuid postgres --regid postgres --init-groups pgbouncer -q /etc/pgbouncer/pgbouncer.ini \
+         >/dev/null 2>&1 &\n\
          echo $! > /run/pgbouncer.pid",
     )?;
     let socket = host.path("run/postgresql/.s.PGSQL.6432");
-    ensure!(wait::until(PATIENCE, || socket.exists()).await, "PgBouncer did not come up with the README's ini");
+    ensure!(
+        wait::until(PATIENCE, || socket.exists()).await,
+        "PgBouncer did not come up with the README's ini"
+    );
     Ok(())
 }
 
@@ -145,7 +149,8 @@ async fn run_commands(host: &Namespace, commands: &str) -> Result<()> {
     let binary = host.path("clone/target/release/pgsquire");
     fs::create_dir_all(binary.parent().context("a folder")?)?;
     fs::copy(env!("CARGO_BIN_EXE_pgsquire"), &binary)?;
-    let (before, after) = rest.split_once("runuser -u postgres -- pgsquire run &\n").context("no `pgsquire run &`")?;
+    let (before, after) =
+        rest.split_once("runuser -u postgres -- pgsquire run &\n").context("no `pgsquire run &`")?;
     host.must(before)?;
     host.must("runuser -u postgres -- pgsquire run >/dev/null 2>&1 &\necho $! > /run/pgsquire.pid")?;
     let up = || host.run("pgsquire status").is_ok_and(|o| o.status.success());
@@ -175,7 +180,10 @@ async fn leads_to_leader(host: &Namespace, lab: &Lab) -> Result<()> {
 async fn call_from_patroni(host: &Namespace, lab: &mut Lab, member: &str, yaml: &str) -> Result<()> {
     let program = host.path("bin/from-outside");
     let config = host.path("outside.toml");
-    fs::write(&config, format!("[control]\nsocket = \"{}\"\n", host.path("run/pgsquire/control.sock").display()))?;
+    fs::write(
+        &config,
+        format!("[control]\nsocket = \"{}\"\n", host.path("run/pgsquire/control.sock").display()),
+    )?;
     let script = format!(
         "#!/bin/sh\nPGSQUIRE_CONFIG='{}' exec '{}' \"$@\"\n",
         config.display(),
@@ -183,7 +191,8 @@ async fn call_from_patroni(host: &Namespace, lab: &mut Lab, member: &str, yaml: 
     );
     fs::write(&program, script)?;
     fs::set_permissions(&program, fs::Permissions::from_mode(0o755))?;
-    let callbacks = yaml.strip_prefix("postgresql:\n").context("the snippet does not begin with postgresql:")?;
+    let callbacks =
+        yaml.strip_prefix("postgresql:\n").context("the snippet does not begin with postgresql:")?;
     let file = lab.state().host(member)?.file("patroni.yml");
     let text = fs::read_to_string(&file)?;
     ensure!(!text.contains("callbacks:"), "the lab has set callbacks of its own");
