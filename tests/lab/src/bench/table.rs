@@ -190,5 +190,7 @@ mod tests {
         let lines: Vec<&str> = text.lines().collect();
         assert!(lines[2].contains("| 2 ms     | <= 2 ms | ok     |"), "{text}");
         assert!(lines[3].contains("| 2.01 ms  | <= 2 ms | MISSED |"), "{text}");
+        let json = serde_json::to_value(&table).expect("JSON");
+        assert_eq!(json["rows"][1]["figure"], 2.01);
     }
 }
