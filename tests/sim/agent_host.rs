@@ -88,6 +88,8 @@ pub struct Host {
     pub trouble: Trouble,
     /// Its clock is ahead of the world's.
     pub clock: Duration,
+    /// The keeper of the state folder is busy until then: it does one thing after the other.
+    pub keeper_busy: Time,
     /// The last time at which anything here was out of order.
     pub disturbed: Time,
     /// What the invariants remember.
@@ -201,7 +203,12 @@ impl World {
         let started = self.host_time(h) + begin;
         let run = self.hosts[h].run;
         let job = Job { host: h, run, id: effect.id, order: effect.order, started, fate, part: 0, pace };
-        self.later(begin + pace, Thing::Act(Box::new(job)));
+        let mut at = self.now + begin + pace;
+        if matches!(job.order, Order::KeepTerm { .. }) {
+            at = at.max(self.hosts[h].keeper_busy);
+            self.hosts[h].keeper_busy = at;
+        }
+        self.at(at, Thing::Act(Box::new(job)));
     }
 
     /// The next part of an order is done. What a killed agent had under way stays half done.

@@ -405,6 +405,7 @@ impl World {
                 member.patroni.frozen = false;
                 self.patroni_dead(c, m, false);
             }
+            self.wake_patronis(c);
         }
         for h in 0..self.hosts.len() {
             self.heal_host(h);

@@ -276,6 +276,7 @@ impl World {
             status: None,
             trouble: Trouble { failing: if self.setup.calm { 0 } else { 3 }, ..Trouble::default() },
             clock: self.rng.millis(0, 900_000),
+            keeper_busy: Time::ZERO,
             disturbed: self.now,
             memory: Memory::default(),
             answers: Vec::new(),
