@@ -10,11 +10,13 @@ mod invariants;
 mod liveness;
 mod mask;
 mod memory;
+mod mutants;
 mod patroni;
 mod pgbouncer;
 mod postgres;
 mod rng;
 mod runs;
+mod scenarios;
 mod setup;
 mod watch;
 mod world;
@@ -25,6 +27,13 @@ use runs::{Run, number_from};
 const FAILURES: usize = 15;
 /// Worlds that are tried without `SEEDS`.
 const SEEDS: u64 = 2000;
+
+fn assert_all_hold(failed: &[Run]) {
+    if let Some(first) = failed.first() {
+        let list: Vec<String> = failed.iter().map(Run::headline).collect();
+        panic!("{}\n\n{}", first.report(), list.join("\n"));
+    }
+}
 
 #[test]
 fn seeds() {
@@ -37,10 +46,14 @@ fn seeds() {
     };
     let threads = [1, 2].map(|first| std::thread::spawn(failed(first)));
     let failed: Vec<Run> = threads.into_iter().flat_map(|t| t.join().expect("no panic")).collect();
-    if let Some(first) = failed.first() {
-        let list: Vec<String> = failed.iter().map(Run::headline).collect();
-        panic!("{}\n\n{}", first.report(), list.join("\n"));
-    }
+    assert_all_hold(&failed);
+}
+
+#[test]
+fn scenarios_hold() {
+    let runs = scenarios::ALL.iter().flat_map(|scenario| (1..=5).map(|seed| Run::scenario(scenario, seed, None)));
+    let failed: Vec<Run> = runs.filter(|run| run.violation.is_some()).collect();
+    assert_all_hold(&failed);
 }
 
 #[test]
