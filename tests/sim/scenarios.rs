@@ -136,6 +136,23 @@ pub const ALL: &[Scenario] = &[
         settles: true,
     },
     Scenario {
+        name: "clients hold their links to a primary that lost the lock and does not know",
+        setup: sessions,
+        faults: &[(6_000, Fault::PatroniFrozen(0, 0), true)],
+        lasts: 50,
+        settles: true,
+    },
+    Scenario {
+        name: "the driver hangs, and shows its last snapshot, while a switchover takes the lead away",
+        setup: Setup::plain,
+        faults: &[
+            (8_000, Fault::Switchover(0), true),
+            (8_500, Fault::AgentFrozen(0), true),
+        ],
+        lasts: 30,
+        settles: true,
+    },
+    Scenario {
         name: "no replica may be read",
         setup: unreadable_replicas,
         faults: &[(8_000, Fault::Switchover(0), true)],

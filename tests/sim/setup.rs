@@ -22,7 +22,7 @@ use std::time::Duration;
 pub struct ClusterSetup {
     /// How many members.
     pub members: usize,
-    /// Replicas have the tag `noloadbalance`.
+    /// Members have the tag `noloadbalance`.
     pub noloadbalance: bool,
     /// Members are known by names, not addresses.
     pub names: bool,
@@ -197,7 +197,7 @@ impl World {
                 name,
                 ip,
                 port: if setup.mixed_ports && m == 1 { 5433 } else { 5432 },
-                noloadbalance: setup.noloadbalance && m > 0,
+                noloadbalance: setup.noloadbalance,
                 pg: Postgres::new(m > 0, 1),
                 patroni: Patroni::new(m == 0),
                 store_cut: false,

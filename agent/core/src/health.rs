@@ -3,7 +3,7 @@
 use crate::config::Config;
 use crate::desired::Decision;
 use crate::leader::term_kept;
-use crate::observed::{LOCAL_PROBE_AGE, Observed};
+use crate::observed::{Observed, PRIMARY_PROBE_AGE};
 use crate::pgbouncer::pools::{CONSOLE_AGE, Pooler};
 use crate::rule::{Reason, Rule};
 use crate::status::Verdict;
@@ -59,7 +59,7 @@ fn primary_until(config: &Config, observed: &Observed, now: Time) -> Result<(Str
     }
     let server = observed
         .local
-        .fresh(now, LOCAL_PROBE_AGE)
+        .fresh(now, PRIMARY_PROBE_AGE)
         .map_err(|why| no(format!("the PostgreSQL on this host: {why}")))?;
     if server.in_recovery && obey {
         return Err(no(format!("{name} is still in recovery")));
@@ -68,7 +68,7 @@ fn primary_until(config: &Config, observed: &Observed, now: Time) -> Result<(Str
     if server.timeline < term {
         return Err(no("the PostgreSQL on this host is on an older timeline".to_string()));
     }
-    let probe_end = observed.local.seen().unwrap_or(Time::ZERO) + LOCAL_PROBE_AGE;
+    let probe_end = observed.local.seen().unwrap_or(Time::ZERO) + PRIMARY_PROBE_AGE;
     let view_end = view.seen.unwrap_or(Time::ZERO) + cluster.max_fact_age;
     Ok((name.into(), lease_end.min(probe_end).min(view_end)))
 }

@@ -15,6 +15,9 @@ use core::time::Duration;
 
 /// The local server is unknown after this long without an answer, whatever `max_fact_age`.
 pub const LOCAL_PROBE_AGE: Duration = Duration::from_secs(2);
+/// For "primary: up" its word counts for less: a graceful switchover may have another primary a second after this one
+/// stopped (`patroni/ha.py`), and a driver that hangs goes on showing its last verdict until that ends.
+pub const PRIMARY_PROBE_AGE: Duration = Duration::from_secs(1);
 
 /// Something we asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -403,6 +406,13 @@ impl Observed {
             local: Fact::never(),
             local_patroni: Fact::never(),
         }
+    }
+
+    /// Whether the store says that the member on this host leads.
+    pub fn leads_here(&self, config: &Config) -> bool {
+        let Some(local) = &config.local else { return false };
+        let leader = self.clusters.get(&local.cluster).and_then(|view| view.topology.leader.as_ref());
+        leader.is_some_and(|leader| self.local_member(config) == Some(&leader.name))
     }
 
     /// Name of the member on this host: as its Patroni says, else the node's name.
