@@ -25,7 +25,7 @@ pub struct Violation {
 /// Facts older than this are unknown (as the hosts are configured).
 pub const MAX_FACT_AGE: Duration = Duration::from_secs(10);
 /// The local server's word counts for so long.
-const PROBE_AGE: Duration = Duration::from_secs(2);
+const PROBE_AGE: Duration = Duration::from_secs(1);
 /// Orders take at most this long.
 const ORDER_TIME: Duration = Duration::from_secs(8);
 /// A member's own key may be this old: lifetime of a lease, loop and fact age.

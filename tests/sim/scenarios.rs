@@ -153,6 +153,13 @@ pub const ALL: &[Scenario] = &[
         settles: true,
     },
     Scenario {
+        name: "routes of all kinds, and a switchover",
+        setup: readers,
+        faults: &[(8_000, Fault::Switchover(0), true)],
+        lasts: 20,
+        settles: true,
+    },
+    Scenario {
         name: "no replica may be read",
         setup: unreadable_replicas,
         faults: &[(8_000, Fault::Switchover(0), true)],

@@ -152,8 +152,9 @@ impl Agent {
         if let Some(pending) = self.pending.remove(&id) {
             return self.observe_answer(pending, started, outcome);
         }
+        let any = !self.config.mutants.obey(Rule::OnceOnly);
         let mine =
-            |(_, pooler): &(&String, &mut Pooler)| pooler.in_flight.as_ref().is_some_and(|f| f.id == id);
+            |(_, pooler): &(&String, &mut Pooler)| pooler.in_flight.as_ref().is_some_and(|f| f.id == id || any);
         let Some((name, pooler)) = self.poolers.iter_mut().find(mine) else { return };
         let Some(InFlight { order, .. }) = pooler.in_flight.take() else { return };
         if order.changes() {

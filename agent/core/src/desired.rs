@@ -111,8 +111,17 @@ impl<'a> ClusterPlan<'a> {
                     ),
                 ),
             },
-            Err(reason) => Decision { target: None, reason: reason.clone() },
+            Err(reason) => Decision { target: self.without_knowing(), reason: reason.clone() },
         }
+    }
+
+    /// Nowhere: what is unknown moves nothing.
+    fn without_knowing(&self) -> Option<Target> {
+        if self.config.mutants.obey(Rule::HandsOff) {
+            return None;
+        }
+        let member = self.view.topology.members.values().next()?;
+        Some(one(&member.name, member.endpoint.as_ref()?))
     }
 
     fn to_local(&self) -> Decision {
@@ -124,6 +133,8 @@ impl<'a> ClusterPlan<'a> {
             Ok(topology) => topology,
             Err(reason) => return Decision { target: None, reason: reason.clone() },
         };
+        let leader = topology.leader.as_ref().filter(|_| !self.config.mutants.obey(Rule::LocalServer));
+        let name = leader.map_or(name, |leader| leader.name.as_str());
         match topology.members.get(name).map(|m| m.endpoint.as_ref()) {
             Some(Some(endpoint)) => Decision {
                 target: Some(one(name, endpoint)),
