@@ -248,7 +248,7 @@ impl World {
                 self.clusters[c].store.outage = on;
                 if !on {
                     let until = self.now + self.clusters[c].ttl;
-                    self.clusters[c].store.raft_term += 1;
+                    self.clusters[c].store.elect();
                     self.clusters[c].store.renew_all(until);
                     self.at(until, Thing::Lease(c));
                     self.store_changed(c);
@@ -256,7 +256,7 @@ impl World {
             }
             Fault::Compaction(c) if on => {
                 let store = &mut self.clusters[c].store;
-                store.raft_term += 1;
+                store.elect();
                 store.compacted = store.revision;
             }
             Fault::Rebuilt(c, same_id) if on => self.rebuild(c, same_id),
@@ -274,9 +274,7 @@ impl World {
         let store = &self.clusters[c].store;
         let revision = store.revision.saturating_sub(back).max(store.base);
         let id = if same_id { store.id.clone() } else { format!("{}'", store.id) };
-        let term = store.raft_term;
         let mut rebuilt = store.rebuilt(revision, &id, until);
-        rebuilt.raft_term = if same_id { term } else { 2 };
         rebuilt.outage = store.outage;
         self.clusters[c].store = rebuilt;
         self.clusters[c].rebuilt = Some(self.now);
