@@ -16,7 +16,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc::{self, Receiver, Sender};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -81,10 +81,12 @@ async fn daemon(settings: Settings, config_path: PathBuf, filter: telemetry::Fil
     let started = format!("version {} runs with {}", env!("CARGO_PKG_VERSION"), config_path.display());
     tracing::info!(node = %settings.core.node, "{started}");
     journal.record("agent", &settings.core.node, &started);
+    // Before READY=1: who waits for it may stop us at once, and must find somebody who listens.
+    let signals = Signals::listen()?;
     systemd::ready();
 
     let mut reload = Reload { config_path, settings, events, hands: new_hands, notes, troubles, filter };
-    let ended = supervise(&mut crew, &mut workers, &mut reload).await;
+    let ended = supervise(&mut crew, &mut workers, &mut reload, signals).await;
     systemd::stopping();
     workers.end().await;
     journal.record("agent", &reload.settings.core.node, "stopped");
@@ -104,17 +106,37 @@ fn add(crew: &mut Crew, name: &'static str, task: impl Future<Output = ()> + Sen
     });
 }
 
+/// What we are told from outside.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    fn listen() -> anyhow::Result<Self> {
+        let listen = |kind, name| signal(kind).with_context(|| format!("cannot listen for {name}"));
+        Ok(Signals {
+            terminate: listen(SignalKind::terminate(), "SIGTERM")?,
+            interrupt: listen(SignalKind::interrupt(), "SIGINT")?,
+            hangup: listen(SignalKind::hangup(), "SIGHUP")?,
+        })
+    }
+}
+
 /// Waits for a signal, a changed file, or the end of a task.
-async fn supervise(crew: &mut Crew, workers: &mut Workers, reload: &mut Reload) -> anyhow::Result<()> {
-    let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
-    let mut hangup = signal(SignalKind::hangup()).context("cannot listen for SIGHUP")?;
+async fn supervise(
+    crew: &mut Crew,
+    workers: &mut Workers,
+    reload: &mut Reload,
+    mut signals: Signals,
+) -> anyhow::Result<()> {
     let mut changes = watcher::Watcher::new(&reload.watched());
     loop {
         tokio::select! {
-            _ = terminate.recv() => { tracing::info!("SIGTERM: stopping"); return Ok(()) }
-            _ = interrupt.recv() => { tracing::info!("SIGINT: stopping"); return Ok(()) }
-            _ = hangup.recv() => {
+            _ = signals.terminate.recv() => { tracing::info!("SIGTERM: stopping"); return Ok(()) }
+            _ = signals.interrupt.recv() => { tracing::info!("SIGINT: stopping"); return Ok(()) }
+            _ = signals.hangup.recv() => {
                 if reload.again(workers).await {
                     changes = watcher::Watcher::new(&reload.watched());
                 }

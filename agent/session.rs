@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::pin::Pin;
 use std::time::Duration;
 use tokio::time::timeout;
+use tokio_postgres::config::Host;
 use tokio_postgres::tls::NoTlsStream;
 use tokio_postgres::{Client, Config, Connection, NoTls, SimpleQueryMessage, SimpleQueryRow, Socket};
 
@@ -48,12 +49,20 @@ pub enum SessionError {
         /// Its words.
         message: String,
     },
-    /// There is no connection, or it broke on the way. The command may have had its effect.
-    #[error("no answer from {what} to {doing}: {message}")]
+    /// There is no connection.
+    #[error("cannot connect to {what}: {message}")]
+    Unreachable {
+        /// Who.
+        what: String,
+        /// Why.
+        message: String,
+    },
+    /// The connection broke on the way. The command may have had its effect.
+    #[error("the connection to {what} broke at {doing}: {message}")]
     Broken {
         /// Who.
         what: String,
-        /// The command, or `a connection`.
+        /// The command.
         doing: String,
         /// Why.
         message: String,
@@ -63,19 +72,31 @@ pub enum SessionError {
 /// Reads a conninfo.
 ///
 /// # Errors
-/// A sentence, when it is none that we can use.
+/// A sentence, when it is none that we can use. It does not repeat the conninfo, which may hold a password by mistake.
 pub fn parse_conninfo(conninfo: &str, default_dbname: &str) -> Result<Config, String> {
-    let mut config: Config = conninfo
-        .parse()
-        .map_err(|e| format!("the connection string `{conninfo}` cannot be used: {}", words(&e)))?;
+    let mut config: Config = conninfo.parse().map_err(|e| words(&e))?;
+    if config.get_password().is_some() {
+        return Err("the connection string holds a password: put it into a file and name that".into());
+    }
     if config.get_hosts().is_empty() && config.get_hostaddrs().is_empty() {
-        return Err(format!("the connection string `{conninfo}` names no host (a folder means its socket)"));
+        return Err("the connection string names no host (a folder means the socket in it)".into());
     }
     if config.get_dbname().is_none() {
         config.dbname(default_dbname);
     }
     config.application_name("pgsquire").connect_timeout(DEADLINE);
     Ok(config)
+}
+
+/// Where a connection leads, for people.
+fn place(config: &Config) -> String {
+    let host = |host: &Host| match host {
+        Host::Tcp(name) => name.clone(),
+        Host::Unix(folder) => folder.display().to_string(),
+    };
+    let hosts: Vec<_> = config.get_hosts().iter().map(host).collect();
+    let ports: Vec<_> = config.get_ports().iter().map(u16::to_string).collect();
+    format!("{} port {}", hosts.join(","), if ports.is_empty() { "5432".into() } else { ports.join(",") })
 }
 
 /// All of an error's causes in one line; of a server's error its message.
@@ -89,7 +110,7 @@ fn words(error: &tokio_postgres::Error) -> String {
         text = format!("{text}: {inner}");
         cause = inner.source();
     }
-    text
+    text.strip_prefix("error connecting to server: ").map(str::to_owned).unwrap_or(text)
 }
 
 /// Rows of an answer; columns are read by name.
@@ -122,18 +143,14 @@ impl Session {
     /// When that is not done within [`DEADLINE`].
     pub async fn open(target: &Target) -> Result<Session, SessionError> {
         let what = target.what.clone();
-        let broken = |message: String| SessionError::Broken {
-            what: what.clone(),
-            doing: "a connection".into(),
-            message,
-        };
-        let mut config = parse_conninfo(&target.conninfo, &target.default_dbname).map_err(broken)?;
+        let unreachable = |message| SessionError::Unreachable { what: what.clone(), message };
+        let mut config = parse_conninfo(&target.conninfo, &target.default_dbname).map_err(unreachable)?;
         if let Some(file) = &target.password_file {
-            config.password(files::read_secret(file).map_err(|e| broken(e.to_string()))?);
+            config.password(files::read_secret(file).map_err(|e| unreachable(e.to_string()))?);
         }
         match timeout(DEADLINE, config.connect(NoTls)).await {
             Err(_) => Err(SessionError::Silent { what, doing: "a connection".into() }),
-            Ok(Err(e)) => Err(broken(format!("{} ({})", words(&e), target.conninfo))),
+            Ok(Err(e)) => Err(unreachable(format!("{} ({})", words(&e), place(&config)))),
             Ok(Ok((client, connection))) => Ok(Session { what, client, connection: Box::pin(connection) }),
         }
     }
@@ -232,8 +249,8 @@ impl Kept {
 
     async fn run(&mut self, target: &Target, command: &str) -> Result<Rows, SessionError> {
         let Some(mut session) = self.session.take() else {
-            let (what, doing) = (target.what.clone(), short(command));
-            return Err(SessionError::Broken { what, doing, message: "there is no connection".into() });
+            let message = "there is no connection".into();
+            return Err(SessionError::Unreachable { what: target.what.clone(), message });
         };
         let answer = session.run(command).await;
         if matches!(answer, Ok(_) | Err(SessionError::Refused { .. })) {
@@ -257,5 +274,38 @@ fn short(command: &str) -> String {
     match command.char_indices().nth(60) {
         Some((end, _)) => format!("{} …", command[..end].trim_end()),
         None => command.into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn connection_strings() {
+        let config =
+            parse_conninfo("host=/var/run/postgresql port=6432 user=pgbouncer", "pgbouncer").unwrap();
+        assert_eq!(config.get_dbname(), Some("pgbouncer"));
+        assert_eq!(config.get_application_name(), Some("pgsquire"));
+        assert_eq!(place(&config), "/var/run/postgresql port 6432");
+        let config = parse_conninfo("postgresql://u@[::1]:7/other", "postgres").unwrap();
+        assert_eq!((config.get_dbname(), place(&config).as_str()), (Some("other"), "::1 port 7"));
+        for (bad, why) in [
+            ("host=h password=hush", "holds a password"),
+            ("postgresql://u:hush@h/db", "holds a password"),
+            ("user=u", "names no host"),
+            ("host=h hush=1", "unknown option"),
+            ("host", "connection string"),
+        ] {
+            let said = parse_conninfo(bad, "x").unwrap_err();
+            assert!(said.contains(why) && !said.contains("=hush"), "{bad}: {said}");
+        }
+    }
+
+    #[test]
+    fn long_commands_are_shortened_between_letters() {
+        assert_eq!(short("RELOAD"), "RELOAD");
+        let long = "ü".repeat(70);
+        assert_eq!(short(&long), format!("{} …", "ü".repeat(60)));
     }
 }

@@ -1,6 +1,8 @@
 //! What systemd is told and gives. All of it does nothing when we were not started by systemd.
 
-use nix::sys::socket::{AddressFamily, SockType, getsockopt, sockopt};
+use nix::sys::socket::{
+    AddressFamily, SockType, SockaddrLike, SockaddrStorage, getsockname, getsockopt, sockopt,
+};
 use sd_notify::NotifyState;
 use std::net::TcpListener;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
@@ -59,11 +61,9 @@ pub fn inherited_listener() -> Option<TcpListener> {
         // SAFETY: the descriptor was passed to us open, and this loop is the only one who takes it.
         let fd = unsafe { OwnedFd::from_raw_fd(fd) };
         let stream = getsockopt(&fd, sockopt::SockType) == Ok(SockType::Stream);
-        let internet = nix::sys::socket::getsockname::<nix::sys::socket::SockaddrStorage>(fd.as_raw_fd())
-            .is_ok_and(|a| {
-                use nix::sys::socket::SockaddrLike;
-                matches!(a.family(), Some(AddressFamily::Inet | AddressFamily::Inet6))
-            });
+        let address = getsockname::<SockaddrStorage>(fd.as_raw_fd()).ok();
+        let family = address.and_then(|address| address.family());
+        let internet = matches!(family, Some(AddressFamily::Inet | AddressFamily::Inet6));
         if stream && internet && found.is_none() {
             found = Some(TcpListener::from(fd));
         } else {

@@ -71,7 +71,8 @@ impl Invocation {
             Err(e) => Some(format!("cannot start a thread: {e}")),
         };
         if let Some(trouble) = trouble {
-            let _ = writeln!(std::io::stderr(), "pgsquire callback: {trouble}");
+            // In one write: Patroni's log is shared with others.
+            let _ = std::io::stderr().write_all(format!("pgsquire callback: {trouble}\n").as_bytes());
         }
         // Without waiting for the thread.
         ExitCode::SUCCESS

@@ -1,6 +1,6 @@
 //! `pgsquire check-config`.
 
-use super::failure::{Failure, chain};
+use super::failure::Failure;
 use super::{paint, say};
 use crate::config::{self, LoadError, Severity};
 use std::io::Write;
@@ -11,7 +11,7 @@ pub(super) fn run(path: &Path) -> Result<(), Failure> {
     let report = match config::load(path) {
         Ok(loaded) => loaded.report,
         Err(LoadError::Refused(report)) => *report,
-        Err(e) => return Err(Failure::Usage(chain(&e))),
+        Err(e) => return Err(Failure::Usage(e.to_string())),
     };
     if !report.problems().is_empty() {
         show(&report);

@@ -31,22 +31,10 @@ impl Failure {
         };
         if !line.is_empty() {
             // With standard error closed there is nobody to tell.
-            let _ = writeln!(std::io::stderr(), "pgsquire: {line}");
+            let _ = std::io::stderr().write_all(format!("pgsquire: {line}\n").as_bytes());
         }
         ExitCode::from(code)
     }
-}
-
-/// An error with everything that caused it, in one line.
-pub(super) fn chain(error: &dyn std::error::Error) -> String {
-    let mut line = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        line.push_str(": ");
-        line.push_str(&error.to_string());
-        cause = error.source();
-    }
-    line
 }
 
 impl From<ClientError> for Failure {

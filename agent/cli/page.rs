@@ -113,7 +113,7 @@ impl Page {
     pub fn poll(daemon: &mut Client) -> Result<Option<(Page, serde_json::Value)>, Failure> {
         match daemon.poll()? {
             None => Ok(None),
-            Some(Answer::Status(json)) => match serde_json::from_value(json.clone()) {
+            Some(Answer::Status(json)) => match serde_json::from_value(without_nulls(json.clone())) {
                 Ok(page) => Ok(Some((page, json))),
                 Err(e) => Err(Failure::Failed(format!(
                     "the daemon's status cannot be read ({e}): is it of another version? restart it"
@@ -166,6 +166,21 @@ impl std::fmt::Display for Endpoint {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(&crate::config::units::authority(&self.host, self.port))
     }
+}
+
+/// What is not known is left out, so that it reads as the empty value whatever its type.
+fn without_nulls(mut value: serde_json::Value) -> serde_json::Value {
+    match &mut value {
+        serde_json::Value::Object(map) => {
+            map.retain(|_, value| !value.is_null());
+            map.values_mut().for_each(|value| *value = without_nulls(value.take()));
+        }
+        serde_json::Value::Array(list) => {
+            list.iter_mut().for_each(|value| *value = without_nulls(value.take()));
+        }
+        _ => {}
+    }
+    value
 }
 
 /// An address, or a sign that there is none.

@@ -1,7 +1,7 @@
 //! `pgsquire run`.
 
 use super::check_config;
-use super::failure::{Failure, chain};
+use super::failure::Failure;
 use crate::config::{self, LoadError};
 use crate::telemetry;
 use std::path::PathBuf;
@@ -14,7 +14,7 @@ pub(super) fn run(path: PathBuf) -> Result<(), Failure> {
             check_config::show(&report);
             return Err(Failure::Said);
         }
-        Err(e) => return Err(Failure::Usage(chain(&e))),
+        Err(e) => return Err(Failure::Usage(e.to_string())),
     };
     let settings = loaded.settings;
     let filter = telemetry::init(&settings.telemetry.log)

@@ -207,7 +207,8 @@ fn http(table: Table<'_>) -> HttpSettings {
         tls_client_ca: table.path("tls_client_ca"),
     };
     pair(&table, "tls_cert", "tls_key");
-    table.later(&["agent_check", "tls_cert", "tls_key", "tls_client_ca"]);
+    table.later(&["agent_check"]);
+    table.later_so(&["tls_cert", "tls_key", "tls_client_ca"], ": this listener speaks plain HTTP");
     table.finish();
     http
 }

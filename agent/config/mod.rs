@@ -30,12 +30,12 @@ pub const DEFAULT_FILE: &str = "/etc/pgsquire/config.toml";
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
     /// The file could not be read.
-    #[error("cannot read the configuration {}, name another file with --config", path.display())]
+    #[error("cannot read the configuration {} ({why}): name another file with --config", path.display())]
     Unreadable {
         /// The file.
         path: PathBuf,
         /// Why.
-        source: std::io::Error,
+        why: std::io::Error,
     },
     /// The file was read and is refused.
     #[error("{0}")]
@@ -56,7 +56,7 @@ pub struct Loaded {
 /// # Errors
 /// When the file cannot be read or anything in it is wrong; the report then holds all errors and warnings.
 pub fn load(path: &Path) -> Result<Loaded, LoadError> {
-    let unreadable = |source| LoadError::Unreadable { path: path.to_owned(), source };
+    let unreadable = |why| LoadError::Unreadable { path: path.to_owned(), why };
     let text = String::from_utf8(std::fs::read(path).map_err(unreadable)?)
         .map_err(|e| unreadable(std::io::Error::other(format!("it is not UTF-8 text ({e})"))))?;
     let (settings, mut problems) = parse(&text, &host_name());

@@ -185,8 +185,13 @@ impl<'a> Table<'a> {
 
     /// Says that these keys are understood but do nothing yet.
     pub fn later(&self, keys: &[&str]) {
+        self.later_so(keys, "");
+    }
+
+    /// The same, with what follows from it.
+    pub fn later_so(&self, keys: &[&str], so: &str) {
         for (key, span, item) in self.names().filter(|(key, ..)| keys.contains(key)) {
-            let message = format!("`{key}` has no effect in this version");
+            let message = format!("`{key}` has no effect in this version{so}");
             self.problems.add(Severity::Warning, &item.path, span, message, None);
         }
     }
@@ -237,10 +242,7 @@ impl<'a> Item<'a> {
         let found = words.iter().find(|(word, _)| *word == text).map(|(_, value)| *value);
         if found.is_none() {
             let all: Vec<String> = words.iter().map(|(word, _)| format!("\"{word}\"")).collect();
-            self.error_help(
-                format!("`{text}` is not known here"),
-                format!("write one of {}", all.join(", ")),
-            );
+            self.error_help(format!("`{text}` is not known here"), format!("write {}", all.join(" or ")));
         }
         found
     }

@@ -27,7 +27,8 @@ pub(super) async fn run(stream: UnixStream, uid: u32, context: Context, stop: Ca
     let mut peer = Peer { read: BufReader::new(read), write };
     let served = tokio::select! {
         biased;
-        () = stop.cancelled() => peer.send(&Answer::Refused("the agent is stopping".to_owned())).await,
+        // Hung up on, a callback is kept, and a command says that the daemon is not reachable: both are right.
+        () = stop.cancelled() => Err(Gone),
         served = serve(&mut peer, uid, context) => served,
     };
     if served.is_err() {

@@ -139,6 +139,11 @@ impl Etcd {
         Ok(StoreRead { store, raft_term, revision, keys, leader_ttl, started })
     }
 
+    fn advice(&self, why: &str) -> &'static str {
+        let untrusted = self.config.tls_ca.is_none() && why.contains("UnknownIssuer");
+        if untrusted { " (no certificate is trusted without tls_ca)" } else { "" }
+    }
+
     fn relative(&self, key: &[u8]) -> Option<String> {
         let key = key.strip_prefix(self.prefix.as_bytes())?;
         Some(String::from_utf8_lossy(key).into_owned())
@@ -182,7 +187,7 @@ impl Store for Etcd {
                 }
                 Err(why) => {
                     self.keep(endpoint, None);
-                    failures.push(format!("{}: {why}", self.name(endpoint)));
+                    failures.push(format!("{}: {why}{}", self.name(endpoint), self.advice(&why)));
                 }
             }
         }
@@ -298,7 +303,7 @@ fn words(error: &Error) -> String {
     };
     while let Some(inner) = cause {
         let more = inner.to_string();
-        if !text.contains(&more) {
+        if more != "transport error" && !text.contains(&more) {
             text = if text.is_empty() { more } else { format!("{text}: {more}") };
         }
         cause = inner.source();

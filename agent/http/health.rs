@@ -79,3 +79,111 @@ fn judge(verdict: &Verdict, now: Time) -> Answer {
 fn scope_of(cluster: &str) -> String {
     cluster.split('/').next().unwrap_or(cluster).to_owned()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use pgsquire_core::config::{Mode, RouteTo};
+    use pgsquire_core::rule::Reason;
+    use pgsquire_core::status::{ClusterStatus, Knowledge, LocalStatus, PoolerStatus, RouteStatus};
+    use std::time::Duration;
+
+    const MADE: Time = Time::from_micros(10_000_000);
+    const END: Time = Time::from_micros(12_000_000);
+
+    fn verdict(up: bool) -> Verdict {
+        Verdict { up, reason: Reason::new(Rule::PrimaryUp, "pg1 holds the key"), valid_until: END }
+    }
+
+    fn known() -> Knowledge {
+        Knowledge { known: true, age_ms: Some(0), why: None }
+    }
+
+    fn status(up: bool) -> Status {
+        let route = RouteStatus {
+            database: "app".to_owned(),
+            to: RouteTo::Primary,
+            cluster: "main/0".to_owned(),
+            members: Vec::new(),
+            target: None,
+            reason: Reason::new(Rule::HandsOff, ""),
+            on_disk: None,
+            loaded: None,
+            links: 0,
+            stale_links: 0,
+            verified: false,
+            paused: false,
+        };
+        let cluster = ClusterStatus {
+            name: "main/0".to_owned(),
+            store: known(),
+            term: None,
+            leader: None,
+            writable: false,
+            writable_reason: Reason::new(Rule::HandsOff, ""),
+            pause: false,
+            standby_cluster: false,
+            members: Vec::new(),
+            holding: None,
+            problems: Vec::new(),
+        };
+        Status {
+            at: MADE,
+            node: "host1".to_owned(),
+            mode: Mode::Enforce,
+            clusters: vec![cluster],
+            local: Some(LocalStatus {
+                server: known(),
+                member: Some("pg1".to_owned()),
+                in_recovery: Some(!up),
+                timeline: None,
+                primary: verdict(up),
+            }),
+            poolers: vec![PoolerStatus {
+                name: "write".to_owned(),
+                ini: String::new(),
+                files: known(),
+                console: known(),
+                version: None,
+                pool: verdict(up),
+                routes: vec![route],
+                doing: None,
+                next: Vec::new(),
+                troubles: Vec::new(),
+            }],
+            contradictions: Vec::new(),
+        }
+    }
+
+    fn ask(path: &str, up: bool, now: Time) -> Answer {
+        super::verdict(path, &status(up), now).expect("a verdict")
+    }
+
+    #[test]
+    fn a_verdict_is_up_until_its_end_and_not_longer() {
+        for path in ["/", "/primary", "/master", "/read-write", "/pool/write"] {
+            assert_eq!(ask(path, true, MADE).code, StatusCode::OK, "{path}");
+            assert_eq!(ask(path, true, END).code, StatusCode::OK, "{path}");
+            let late = ask(path, true, END + Duration::from_micros(1));
+            assert_eq!(late.code, StatusCode::SERVICE_UNAVAILABLE, "{path}");
+            assert_eq!(late.body["rule"], "verdict-ends");
+            assert_eq!(late.body["reason"], "the facts are too old; they said: pg1 holds the key");
+            assert_eq!(ask(path, false, MADE).code, StatusCode::SERVICE_UNAVAILABLE, "{path}");
+        }
+        assert_eq!(ask("/", true, MADE).body["valid_for_ms"], 2_000);
+    }
+
+    #[test]
+    fn envoy_is_told_the_scope_without_the_group() {
+        assert_eq!(ask("/primary", true, MADE).scope.as_deref(), Some("main"));
+        assert_eq!(ask("/pool/write", true, MADE).scope.as_deref(), Some("main"));
+    }
+
+    #[test]
+    fn other_paths_are_no_verdicts() {
+        for path in ["/replica", "/Primary", "/primary/", "", "/pool"] {
+            assert_eq!(super::verdict(path, &status(true), MADE), None, "{path}");
+        }
+        assert_eq!(ask("/pool/other", true, MADE).code, StatusCode::NOT_FOUND);
+    }
+}

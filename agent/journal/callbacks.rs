@@ -48,7 +48,7 @@ impl Call {
         Event::Hinted(Hint::Callback { action: self.action, role: self.role, scope: self.scope })
     }
 
-    /// Puts it into the flight recorder.
+    /// Puts it into the flight recorder. (The core does not: for it a hint is nothing that happened.)
     pub fn record(&self, journal: &Journal, how: &str) {
         let text = format!("{} {}{how}", self.action, self.role);
         journal.record("callback", &self.scope, &text);
@@ -128,8 +128,9 @@ async fn hand_over(file: &mut tokio::fs::File, journal: &Journal, events: &Sende
     let mut bytes = Vec::new();
     file.take(2 * LIMIT).read_to_end(&mut bytes).await?;
     let whole = bytes.iter().rposition(|b| *b == b'\n').map_or(0, |last| last + 1);
-    for line in bytes[..whole].split(|b| *b == b'\n').filter(|line| !line.is_empty()) {
-        let Ok(Line { time, call }) = serde_json::from_slice(line) else { continue };
+    let lines =
+        bytes[..whole].split(|b| *b == b'\n').filter_map(|line| serde_json::from_slice::<Line>(line).ok());
+    for Line { time, call } in lines {
         call.record(journal, &format!(" (at {time}, while the daemon was away)"));
         if events.send(call.hint()).await.is_err() {
             break;

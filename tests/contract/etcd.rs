@@ -129,6 +129,12 @@ async fn next_change(follower: &mut Worker) -> StoreChange {
     }
 }
 
+/// The read is told before the watch is made: waits until the watch reports a write.
+async fn watching(etcd: &mut Client, follower: &mut Worker) {
+    etcd.put("/service/main/history", "[]", None).await.unwrap();
+    assert_eq!(next_change(follower).await.changes[0].0, "history");
+}
+
 fn text(read: &StoreRead, key: &str) -> Option<String> {
     read.keys.get(key).map(|stored| String::from_utf8(stored.value.clone()).unwrap())
 }
@@ -183,6 +189,7 @@ async fn what_was_written_while_a_server_was_down_arrives() {
     let mut cluster = Cluster::start(3).await;
     let mut follower = follow(cluster.endpoints(&[0]), 64);
     let (before, _) = next_read(&mut follower).await;
+    watching(&mut cluster.client(0).await, &mut follower).await;
     cluster.kill(0);
     let Event::StoreFailed { why, .. } = follower.next().await else { panic!("it did not notice") };
     assert!(why.contains("/service/main/") && why.contains(&cluster.nodes[0].endpoint()), "{why}");
@@ -198,7 +205,7 @@ async fn what_was_written_while_a_server_was_down_arrives() {
     assert_eq!(after.store, before.store);
     assert_eq!(
         after.keys.keys().collect::<Vec<_>>(),
-        ["members/pg1", "members/pg2", "members/pg3", "members/pg4"]
+        ["history", "members/pg1", "members/pg2", "members/pg3", "members/pg4"]
     );
     etcd.put("/service/main/leader", "pg1", None).await.unwrap();
     assert_eq!(next_change(&mut follower).await.changes[0].0, "leader", "and the watch runs again");
@@ -233,6 +240,7 @@ async fn a_frozen_server_is_left_for_the_next_within_two_seconds() {
     let mut etcd = cluster.client(1).await;
     let mut follower = follow(cluster.endpoints(&[0, 1, 2]), 64);
     next_read(&mut follower).await;
+    watching(&mut etcd, &mut follower).await;
     cluster.signal(0, Signal::SIGSTOP);
     until("the others have a leader", async || etcd.clone().put("/x", "", None).await.ok()).await;
 
@@ -256,6 +264,7 @@ async fn a_frozen_server_is_left_for_the_next_within_two_seconds() {
     // By the watch alone: pings end it.
     let mut third = follow(cluster.endpoints(&[2, 1]), 64);
     next_read(&mut third).await;
+    watching(&mut etcd, &mut third).await;
     cluster.signal(2, Signal::SIGSTOP);
     let began = Instant::now();
     let (_, failures) = next_read(&mut third).await;
@@ -295,6 +304,7 @@ async fn a_lost_quorum_is_reported_and_its_return_is_seen() {
     let mut cluster = Cluster::start(3).await;
     let mut follower = follow(cluster.endpoints(&[0]), 64);
     let (before, _) = next_read(&mut follower).await;
+    watching(&mut cluster.client(0).await, &mut follower).await;
     cluster.kill(1);
     cluster.kill(2);
     let began = Instant::now();
@@ -387,7 +397,7 @@ async fn a_user_and_a_private_certificate_are_shown() {
     let why = refused(EtcdConfig { password_file: Some(path("wrong").into()), ..config.clone() }).await;
     assert!(why.contains("authentication failed"), "{why}");
     let why = refused(EtcdConfig { tls_ca: None, ..config.clone() }).await;
-    assert!(why.contains(&url), "{why}");
+    assert!(why.contains(&url) && why.contains("without tls_ca"), "{why}");
     let why = refused(EtcdConfig { tls_ca: Some(path("no-such.crt").into()), ..config }).await;
     assert!(why.contains("no-such.crt"), "{why}");
 }

@@ -7,6 +7,7 @@ use std::net::TcpListener;
 use std::os::unix::fs::chown;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
@@ -91,9 +92,21 @@ pub fn give_to_postgres(path: &Path) {
     }
 }
 
-/// A TCP port on 127.0.0.1 that was free just now.
+/// A TCP port on 127.0.0.1 that nobody listens on. Below the range that the kernel takes for outgoing connections, so
+/// that it is still free when it is used, and never given twice.
 pub fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    const FIRST: u32 = 10_000;
+    const COUNT: u32 = 20_000;
+    static TAKEN: AtomicU32 = AtomicU32::new(0);
+    loop {
+        let nth = TAKEN.fetch_add(1, Ordering::Relaxed);
+        // Test programs that run side by side begin at different places.
+        let port =
+            u16::try_from(FIRST + (std::process::id().wrapping_mul(101).wrapping_add(nth)) % COUNT).unwrap();
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
 }
 
 /// Asks again until there is something.

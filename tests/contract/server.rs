@@ -1,6 +1,7 @@
 //! A PostgreSQL of our own.
 
 use crate::processes::{As, Process, command, free_port, give_to_postgres, succeed, until};
+use nix::sys::signal::Signal;
 use std::path::PathBuf;
 use tempfile::TempDir;
 use tokio_postgres::{Client, NoTls};
@@ -67,21 +68,23 @@ impl Server {
         format!("host=127.0.0.1 port={} user=postgres", self.port)
     }
 
-    /// The running process.
-    pub fn process(&self) -> &Process {
-        self.process.as_ref().unwrap()
-    }
-
-    /// Ends it at once.
+    /// Ends it at once. SIGKILL would leave its shared memory behind.
     pub fn kill(&mut self) {
-        // The postmaster alone would leave its children to themselves.
-        self.process().signal(nix::sys::signal::Signal::SIGQUIT);
-        self.process.take().unwrap().wait();
+        if let Some(process) = self.process.take() {
+            process.signal(Signal::SIGQUIT);
+            process.wait();
+        }
     }
 
     /// Starts it again on the same port.
     pub async fn again(self) -> Server {
         self.begin().await
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.kill();
     }
 }
 

@@ -22,7 +22,7 @@ async fn five_switchovers() -> Result<()> {
         let healthy = lab.wait_healthy(Duration::from_secs(30)).await?;
         progress.step(&format!("{healthy} healthy"));
         lab.wait_agent("write").await?;
-        assert_eq!(lab.pool_target("write", "app").await?, to);
+        assert_eq!(lab.pool_targets("write", "app").await?, [to.clone()]);
         progress.step("verified");
     }
     lab.down().await

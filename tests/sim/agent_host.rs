@@ -195,7 +195,13 @@ impl World {
         }
         let fate = match self.rng.per_mille(trouble.failing) {
             false => Fate::Fine,
-            true => *self.rng.pick(&[Fate::Refused, Fate::Refused, Fate::AnswerLost, Fate::AnswerLost, Fate::Silence]),
+            true => *self.rng.pick(&[
+                Fate::Refused,
+                Fate::Refused,
+                Fate::AnswerLost,
+                Fate::AnswerLost,
+                Fate::Silence,
+            ]),
         };
         if fate != Fate::Fine {
             self.hosts[h].disturbed = self.now;
@@ -248,7 +254,9 @@ impl World {
     fn part(&mut self, job: &Job) -> Next {
         match &job.order {
             Order::ReadStore { cluster } => self.read_store(job, cluster),
-            Order::AskMember { url, .. } => Next::Done(self.ask(job.host, url, self.hosts[job.host].trouble.rest_cut)),
+            Order::AskMember { url, .. } => {
+                Next::Done(self.ask(job.host, url, self.hosts[job.host].trouble.rest_cut))
+            }
             Order::AskLocalPatroni { url } => Next::Done(self.ask(job.host, url, false)),
             Order::ProbeLocal => Next::Done(self.probe_local(job.host)),
             Order::KeepTerm { cluster, term } => {
@@ -443,10 +451,9 @@ fn name_of(order: &Order) -> String {
 
 fn short(event: &Event) -> String {
     let text = match event {
-        Event::StoreRead { read, .. } => format!(
-            "store {} read at revision {}, lease {:?}",
-            read.store, read.revision, read.leader_ttl
-        ),
+        Event::StoreRead { read, .. } => {
+            format!("store {} read at revision {}, lease {:?}", read.store, read.revision, read.leader_ttl)
+        }
         Event::StoreChanged { change, .. } => {
             let keys: Vec<&str> = change.changes.iter().map(|(key, _)| key.as_str()).collect();
             format!("store changed at revision {}: {}", change.revision, keys.join(", "))

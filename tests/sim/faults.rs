@@ -99,7 +99,8 @@ impl World {
         let c = if self.rng.one_in(6) { self.rng.below(self.clusters.len()) } else { 0 };
         let m = if self.rng.one_in(2) { 0 } else { self.rng.below(self.clusters[c].members.len()) };
         let h = self.rng.below(self.hosts.len());
-        let pooled: Vec<usize> = (0..self.hosts.len()).filter(|h| !self.hosts[*h].poolers.is_empty()).collect();
+        let pooled: Vec<usize> =
+            (0..self.hosts.len()).filter(|h| !self.hosts[*h].poolers.is_empty()).collect();
         let with_pooler = *self.rng.pick(&pooled);
         let p = self.rng.below(self.hosts[with_pooler].poolers.len());
         let f = self.rng.below(self.hosts[h].follows.len());
@@ -324,8 +325,14 @@ impl World {
             Fault::Edit(h, p, edit) if on => self.edit(h, p, edit),
             _ => {}
         }
-        if let Fault::Agent(h) | Fault::AgentFrozen(h) | Fault::Slow(h) | Fault::Failing(h) | Fault::StateFull(h)
-        | Fault::Pooler(h, _) | Fault::Console(h, _) | Fault::Edit(h, ..) = fault
+        if let Fault::Agent(h)
+        | Fault::AgentFrozen(h)
+        | Fault::Slow(h)
+        | Fault::Failing(h)
+        | Fault::StateFull(h)
+        | Fault::Pooler(h, _)
+        | Fault::Console(h, _)
+        | Fault::Edit(h, ..) = fault
         {
             self.hosts[h].disturbed = self.now;
         }

@@ -62,7 +62,8 @@ impl World {
             return;
         }
         if let [first, second, ..] = up.as_slice() {
-            let text = format!("{} and {} both say primary", self.hosts[*first].name, self.hosts[*second].name);
+            let text =
+                format!("{} and {} both say primary", self.hosts[*first].name, self.hosts[*second].name);
             self.broken("S1", text);
         }
         for h in up {
@@ -135,7 +136,10 @@ impl World {
             };
             for route in &pooler.routes {
                 let Some(target) = &route.target else {
-                    return Err(("S2", format!("pool {} is up, but {} leads nowhere", pooler.name, route.database)));
+                    return Err((
+                        "S2",
+                        format!("pool {} is up, but {} leads nowhere", pooler.name, route.database),
+                    ));
                 };
                 if routes(&pooler.name).is_some_and(|r| r[&route.database].to == RouteTo::Primary) {
                     self.judge_links(look, &route.database, target).map_err(|text| ("S2", text))?;
@@ -146,12 +150,19 @@ impl World {
     }
 
     /// The leader shown is the one of the newest revision that the agent was told.
-    fn judge_view(&self, host: &Host, name: &str, leader: Option<&str>) -> Result<(), (&'static str, String)> {
+    fn judge_view(
+        &self,
+        host: &Host,
+        name: &str,
+        leader: Option<&str>,
+    ) -> Result<(), (&'static str, String)> {
         let Some((id, revision)) = host.memory.stores.get(name).and_then(|m| m.newest.as_ref()) else {
             return Ok(());
         };
         let cluster = self.clusters.iter().find(|c| c.name == name);
-        let Some(cluster) = cluster.filter(|c| c.rebuilt.is_none() && c.store.id == *id) else { return Ok(()) };
+        let Some(cluster) = cluster.filter(|c| c.rebuilt.is_none() && c.store.id == *id) else {
+            return Ok(());
+        };
         let newest = cluster.store.leader_at(*revision);
         if leader == newest {
             return Ok(());
@@ -273,7 +284,8 @@ impl World {
     fn moved(&self, h: usize, p: usize, before: &Files, after: &Files) -> Vec<(String, Route, Endpoint)> {
         let (old, new) = (entries(before), entries(after));
         let config = &self.hosts[h].config;
-        let routes = config.pooler(&self.hosts[h].poolers[p].name).map(|p| p.routes.clone()).unwrap_or_default();
+        let routes =
+            config.pooler(&self.hosts[h].poolers[p].name).map(|p| p.routes.clone()).unwrap_or_default();
         let differs = |(entry, route): (String, Route)| {
             let to = new.get(&entry).filter(|to| old.get(&entry) != Some(to))?.clone();
             Some((entry, route, to))
@@ -306,7 +318,14 @@ impl World {
         }
     }
 
-    fn judge_bytes(&self, h: usize, p: usize, before: &Files, after: &Files, rejected: bool) -> Result<(), String> {
+    fn judge_bytes(
+        &self,
+        h: usize,
+        p: usize,
+        before: &Files,
+        after: &Files,
+        rejected: bool,
+    ) -> Result<(), String> {
         let pooler = &self.hosts[h].poolers[p];
         let config = self.hosts[h].config.pooler(&pooler.name);
         let ours: Vec<&str> = config.into_iter().flat_map(|c| c.routes.keys().map(String::as_str)).collect();
@@ -320,7 +339,9 @@ impl World {
                 }
                 let bytes = |files: &Files| files.parts.get(path).cloned().unwrap_or_default();
                 if mask(&bytes(good), &ours) != mask(&bytes(after), &ours) {
-                    return Err(format!("{path} was replaced by something that never was the last good file"));
+                    return Err(format!(
+                        "{path} was replaced by something that never was the last good file"
+                    ));
                 }
             }
             return Ok(());
@@ -336,7 +357,14 @@ impl World {
     }
 
     /// Whether an entry may have been led there.
-    fn judge_target(&mut self, h: usize, p: usize, entry: &str, route: &Route, to: &Endpoint) -> Result<(), String> {
+    fn judge_target(
+        &mut self,
+        h: usize,
+        p: usize,
+        entry: &str,
+        route: &Route,
+        to: &Endpoint,
+    ) -> Result<(), String> {
         let cluster = self.clusters.iter().position(|c| c.name == route.cluster).ok_or("no such cluster")?;
         let hosts: Vec<Endpoint> =
             to.host.split(',').map(|host| Endpoint { host: host.into(), port: to.port }).collect();
@@ -436,12 +464,14 @@ impl World {
         let (Some(at), Some(mark)) = (open, pooler.marks.get(database)) else { return };
         let (Some(moved), server) = (pooler.moved.get(database), &self.member(at).pg) else { return };
         let since: Time = server.since.max(*moved);
-        let routed = self.hosts[h].config.pooler(&pooler.name).is_some_and(|c| c.routes.contains_key(database));
+        let routed =
+            self.hosts[h].config.pooler(&pooler.name).is_some_and(|c| c.routes.contains_key(database));
         let calm = self.now.since(self.hosts[h].disturbed) > Duration::from_secs(30);
         let enforced = self.hosts[h].config.mode == Mode::Enforce && self.hosts[h].agent.is_some();
         let is_old = mark.since < *moved && mark.last < since;
         if routed && calm && enforced && is_old && self.now.since(since) > MARK_TIME {
-            let text = format!("{}: clients of {database} wait for a failed login of before the move", pooler.name);
+            let text =
+                format!("{}: clients of {database} wait for a failed login of before the move", pooler.name);
             self.broken("L2", text);
         }
     }

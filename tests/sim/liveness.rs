@@ -91,9 +91,9 @@ impl World {
                 return Err(format!("not all of {} follow the leader's timeline", cluster.name));
             }
         }
-        self.hosts.iter().try_for_each(|host| {
-            self.settled_host(host).map_err(|why| format!("{}: {why}", host.name))
-        })
+        self.hosts
+            .iter()
+            .try_for_each(|host| self.settled_host(host).map_err(|why| format!("{}: {why}", host.name)))
     }
 
     fn settled_host(&self, host: &Host) -> Result<(), String> {
@@ -116,7 +116,9 @@ impl World {
             let routes = &host.config.pooler(&pooler.name).ok_or("it is not configured")?.routes;
             let mut all = true;
             for (entry, route) in routes {
-                all &= self.settled_route(host, pooler, entry, route).map_err(|why| format!("{entry}: {why}"))?;
+                all &= self
+                    .settled_route(host, pooler, entry, route)
+                    .map_err(|why| format!("{entry}: {why}"))?;
             }
             settled_pooler(host, pooler)?;
             if all != status.pool.is_up(self.now + host.clock) {
@@ -130,7 +132,13 @@ impl World {
     }
 
     /// Whether a route leads where it must; false: there is no such place.
-    fn settled_route(&self, host: &Host, pooler: &PgBouncer, entry: &str, route: &Route) -> Result<bool, String> {
+    fn settled_route(
+        &self,
+        host: &Host,
+        pooler: &PgBouncer,
+        entry: &str,
+        route: &Route,
+    ) -> Result<bool, String> {
         let allowed = self.allowed(host, route);
         if allowed.is_empty() {
             return Ok(false);
@@ -165,7 +173,9 @@ impl World {
 
     /// Where a route may lead, now that everything runs.
     fn allowed(&self, host: &Host, route: &Route) -> BTreeSet<Endpoint> {
-        let Some(c) = self.clusters.iter().position(|c| c.name == route.cluster) else { return BTreeSet::new() };
+        let Some(c) = self.clusters.iter().position(|c| c.name == route.cluster) else {
+            return BTreeSet::new();
+        };
         let cluster = &self.clusters[c];
         let leads = |name: &String| cluster.holder.as_ref() == Some(name);
         let endpoints = |wanted: &dyn Fn(usize, &crate::world::Member) -> bool| -> BTreeSet<Endpoint> {

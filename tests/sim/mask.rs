@@ -34,7 +34,9 @@ pub fn same_but_for_routes(old: &[u8], new: &[u8], ours: &[&str]) -> Result<(), 
                 rest.next();
             }
             _ if entry_of(line, ours).is_some() => {}
-            before => return Err(format!("`{}` became `{}`", before.map_or("nothing", |l| l.trim()), line.trim())),
+            before => {
+                return Err(format!("`{}` became `{}`", before.map_or("nothing", |l| l.trim()), line.trim()));
+            }
         }
     }
     match rest.next() {

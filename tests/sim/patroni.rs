@@ -247,7 +247,8 @@ impl World {
         let Some(wish) = self.clusters[c].store.get("failover") else { return };
         let candidates = self.clusters[c].members.iter().enumerate();
         let ready = candidates.filter(|(n, other)| *n != m && other.pg.is_replica() && other.patroni.alive);
-        let wished: Vec<_> = ready.filter(|(_, other)| wish.contains(&format!("\"{}\"", other.name))).collect();
+        let wished: Vec<_> =
+            ready.filter(|(_, other)| wish.contains(&format!("\"{}\"", other.name))).collect();
         if wished.is_empty() || self.clusters[c].paused {
             self.clusters[c].store.delete("failover");
             return;
@@ -308,7 +309,8 @@ impl World {
             && (is_primary || !cluster.paused);
         let wish = cluster.store.get("failover");
         let named = wish.is_none_or(|wish| {
-            wish.contains(&format!("\"member\":\"{}\"", cluster.members[m].name)) || cluster.members.len() == 1
+            wish.contains(&format!("\"member\":\"{}\"", cluster.members[m].name))
+                || cluster.members.len() == 1
         });
         let name = cluster.members[m].name.clone();
         if may && named {
@@ -358,7 +360,8 @@ impl World {
             let after = self.rng.millis(300, 5000);
             self.step_later(c, other, after, Step::Follow);
         }
-        let hint = Event::Hinted(Hint::Callback { action: "on_role_change".into(), role: "primary".into(), scope });
+        let hint =
+            Event::Hinted(Hint::Callback { action: "on_role_change".into(), role: "primary".into(), scope });
         if let Some(h) = self.hosts.iter().position(|host| host.local == Some((c, m))) {
             let run = self.hosts[h].run;
             self.later(Duration::from_millis(20), Thing::Tell(h, run, vec![hint]));

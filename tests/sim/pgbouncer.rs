@@ -127,11 +127,18 @@ impl PgBouncer {
         }
         let new = self.on_disk();
         let old_star = self.loaded.get("*").cloned();
-        let databases: Vec<String> =
-            self.loaded.keys().chain(self.opened.iter()).cloned().collect::<BTreeSet<_>>().into_iter().collect();
+        let databases: Vec<String> = self
+            .loaded
+            .keys()
+            .chain(self.opened.iter())
+            .cloned()
+            .collect::<BTreeSet<_>>()
+            .into_iter()
+            .collect();
         for database in databases {
             let before = self.loaded.get(&database).or(old_star.as_ref()).cloned();
-            let after = new.get(&database).or_else(|| new.get("*").filter(|_| self.opened.contains(&database)));
+            let after =
+                new.get(&database).or_else(|| new.get("*").filter(|_| self.opened.contains(&database)));
             if after != before.as_ref() {
                 self.dirty(&database);
                 self.moved.insert(database, now);

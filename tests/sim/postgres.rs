@@ -38,7 +38,15 @@ pub struct Postgres {
 impl Postgres {
     /// A server that runs.
     pub fn new(in_recovery: bool, timeline: u32) -> Self {
-        Postgres { run: Run::Running, in_recovery, timeline, lag: 0, since: Time::ZERO, wrote: None, read: None }
+        Postgres {
+            run: Run::Running,
+            in_recovery,
+            timeline,
+            lag: 0,
+            since: Time::ZERO,
+            wrote: None,
+            read: None,
+        }
     }
 
     /// Whether a commit may succeed now.

@@ -9,7 +9,9 @@ use crate::postgres::Postgres;
 use crate::rng::Rng;
 use crate::watch::Follow;
 use crate::world::{Cluster, Member, Thing, World};
-use pgsquire_core::config::{ClusterConfig, Config, LocalConfig, Mode, PoolerConfig, Route, RouteTo, SwitchConfig};
+use pgsquire_core::config::{
+    ClusterConfig, Config, LocalConfig, Mode, PoolerConfig, Route, RouteTo, SwitchConfig,
+};
 use pgsquire_core::event::Restored;
 use pgsquire_core::pgbouncer::ini::Files;
 use pgsquire_core::rule::{Mutants, Rule};
@@ -100,7 +102,8 @@ impl Setup {
         let member = |m| HostSetup { local: Some(m), mode: Mode::Enforce, poolers: Vec::new() };
         let mut hosts: Vec<HostSetup> = (0..3).map(member).collect();
         let routes = BTreeMap::from([("app".to_string(), route(RouteTo::Primary))]);
-        let pooler = PoolerSetup { version: (1, 18), routes, include: false, sessions: false, leads_to: Some(0) };
+        let pooler =
+            PoolerSetup { version: (1, 18), routes, include: false, sessions: false, leads_to: Some(0) };
         hosts.push(HostSetup { local: None, mode: Mode::Enforce, poolers: vec![pooler] });
         Setup { broken: None, clusters: vec![cluster], hosts, stale_after: 10, calm: true }
     }

@@ -92,7 +92,8 @@ impl World {
             let at = (self.now + delay).max(self.hosts[h].follows[f].last);
             self.hosts[h].follows[f].last = at;
             self.hosts[h].follows[f].sent = change.revision;
-            let message = StoreChange { store: id.clone(), revision: change.revision, changes: change.changes };
+            let message =
+                StoreChange { store: id.clone(), revision: change.revision, changes: change.changes };
             let event = Event::StoreChanged { cluster: name.clone(), change: message };
             self.at(at, Thing::Watch(h, run, f, watch, vec![event]));
         }

@@ -230,9 +230,7 @@ impl World {
 
     /// Which member answers at an endpoint.
     pub fn member_at(&self, endpoint: &Endpoint) -> Option<(usize, usize)> {
-        self.find_member(|m| {
-            (m.host == endpoint.host || m.ip == endpoint.host) && m.port == endpoint.port
-        })
+        self.find_member(|m| (m.host == endpoint.host || m.ip == endpoint.host) && m.port == endpoint.port)
     }
 
     /// The first member of all clusters for which something holds.

@@ -268,8 +268,7 @@ impl Agent {
     fn confirm_candidates(&mut self) {
         for cluster in &self.config.clusters {
             let Some(view) = self.observed.clusters.get_mut(&cluster.name) else { continue };
-            let is_confirmed =
-                |c: &Candidate| c.is_confirmed(&view.topology, self.now, cluster.max_fact_age);
+            let is_confirmed = |c: &Candidate| c.is_confirmed(&view.topology, self.now, cluster.max_fact_age);
             if view.candidate.as_ref().is_some_and(is_confirmed) {
                 self.recorder.say(
                     self.now,
@@ -315,7 +314,8 @@ impl Agent {
     /// A state folder that hangs counts as one that cannot be written.
     fn give_up_keeping(&mut self) {
         let now = self.now;
-        let late = |p: &Pending| matches!(p, Pending::KeepTerm { since, .. } if now.since(*since) >= KEEP_WITHIN);
+        let late =
+            |p: &Pending| matches!(p, Pending::KeepTerm { since, .. } if now.since(*since) >= KEEP_WITHIN);
         let ids: Vec<EffectId> = self.pending.iter().filter(|(_, p)| late(p)).map(|(id, _)| *id).collect();
         for pending in ids.iter().filter_map(|id| self.pending.remove(id)).collect::<Vec<_>>() {
             let why = "the state folder did not answer in time".into();

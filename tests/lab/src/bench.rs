@@ -106,11 +106,8 @@ async fn rounds(lab: &mut Lab, bench: &SwitchoverBench, progress: &Progress) -> 
 
 fn figures(events: &[Event]) -> SwitchoverFigures {
     let rounds: Vec<Round> = (1..).zip(events).flat_map(|(n, event)| rounds_of(n, event)).collect();
-    let mut loads: Vec<&str> = rounds.iter().map(|r| r.load.as_str()).collect();
-    loads.dedup();
-    loads.sort_unstable_by(|a, b| b.cmp(a));
-    loads.dedup();
-    let summary = loads.into_iter().map(|load| summary(load, events)).collect();
+    let loads = events.first().map(|e| e.seen.as_slice()).unwrap_or_default();
+    let summary = loads.iter().map(|s| summary(&s.load, events)).collect();
     SwitchoverFigures { rounds, summary }
 }
 

@@ -92,6 +92,13 @@ impl Lab {
         Ok(self.state.socket(self.state.host(member)?, POSTGRES_PORT))
     }
 
+    /// Connects to PostgreSQL on a member as superuser, by its unix socket: cuts do not touch it.
+    pub async fn superuser(&self, member: &str, database: &str) -> Result<tokio_postgres::Client> {
+        let host = self.state.host(member)?;
+        let port = self.state.network.port(POSTGRES_PORT);
+        sql::by_socket(&host.sockets(), port, "postgres", database).await
+    }
+
     /// The plan of a pooler.
     pub fn pooler(&self, name: &str) -> Result<&Pooler> {
         match self.state.spec.poolers.iter().find(|p| p.name == name) {
@@ -111,16 +118,20 @@ impl Lab {
         pgbouncer::console(&self.state, host, self.pooler(pooler)?, command).await
     }
 
-    /// The member a database of a pooler leads to, as PgBouncer itself says.
-    pub async fn pool_target(&self, pooler: &str, database: &str) -> Result<String> {
+    /// The members a database of a pooler leads to, as PgBouncer itself says.
+    pub async fn pool_targets(&self, pooler: &str, database: &str) -> Result<Vec<String>> {
         let rows = self.console(pooler, "SHOW DATABASES").await?;
         let value = |row: &[(String, String)], name: &str| {
             row.iter().find(|(n, _)| n == name).map(|(_, v)| v.clone()).unwrap_or_default()
         };
         let row = rows.iter().find(|r| value(r, "name") == database);
-        let target = value(row.with_context(|| format!("{pooler} has no database `{database}`"))?, "host");
-        let member = self.state.hosts_of(HostRole::Member).find(|h| h.address.to_string() == target);
-        member.map(|h| h.name.clone()).with_context(|| format!("{database} of {pooler} leads to {target}"))
+        let hosts = value(row.with_context(|| format!("{pooler} has no database `{database}`"))?, "host");
+        let member = |address: &str| {
+            let found = self.state.hosts_of(HostRole::Member).find(|h| h.address.to_string() == address);
+            let name = found.map(|h| h.name.clone());
+            name.with_context(|| format!("{database} of {pooler} leads to {address}, which is no member"))
+        };
+        hosts.split(',').map(|address| member(address.trim())).collect()
     }
 }
 

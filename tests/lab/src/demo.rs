@@ -37,7 +37,7 @@ pub async fn run(agent: PathBuf, dir: &Path, clients: usize) -> Result<()> {
     let events = play(&mut lab, clients, &progress).await.with_context(|| {
         format!("the demo failed; the lab is still up in {} (end it with `make demo-down`)", dir.display())
     })?;
-    println!("\n{}\n{}", table(&events), how_to_look(&lab)?);
+    println!("\n{}\n{}To end it: make demo-down", table(&events), how_to_look(&lab)?);
     Ok(())
 }
 
@@ -67,6 +67,9 @@ async fn play(lab: &mut Lab, clients: usize, progress: &Progress) -> Result<Vec<
     Ok(events)
 }
 
+/// One line of the table.
+type Figure = fn(&Seen) -> String;
+
 /// What the clients saw, the loads side by side.
 pub fn table(events: &[Event]) -> String {
     let mut text = String::from("What the clients saw\n");
@@ -77,7 +80,7 @@ pub fn table(events: &[Event]) -> String {
         };
         let title = format!("{what}, {} -> {}", event.from, event.to);
         row(&mut text, &title, event.seen.iter().map(|s| s.load.clone()));
-        let lines: [(&str, fn(&Seen) -> String); 4] = [
+        let lines: [(&str, Figure); 4] = [
             ("  longest time without a commit", |s| human(s.report.outage)),
             ("  new primary writable -> first commit", |s| human(s.writable_to_first_commit)),
             ("  new primary writable -> every client served", |s| human(s.writable_to_all_clients)),

@@ -56,11 +56,7 @@ fn script(dir: &Path, network: &Network) -> String {
         r#"# Ends the lab in {dir} when the program that made it has ended.
 trap '' HUP INT TERM
 while read -r _; do :; done
-marked() {{
-    for p in /proc/[0-9]*; do
-        if tr '\0' '\n' <"$p/environ" 2>/dev/null | grep -qxF '{MARK_LAB}={dir}'; then echo "${{p#/proc/}}"; fi
-    done
-}}
+marked() {{ grep -lzxsF '{MARK_LAB}={dir}' /proc/[0-9]*/environ | tr -dc '0-9\n'; }}
 signal=QUIT round=0
 while [ -d '{dir}' ]; do
     found=$(marked)

@@ -7,7 +7,7 @@
 //! let spec = Spec { agent: Some("target/release/pgsquire".into()), ..Spec::default() }.pooler(Pooler::write());
 //! let lab = Lab::up(spec, &Progress::shown()).await?;
 //! let leader = lab.switchover(None).await?;
-//! assert_eq!(lab.pool_target("write", "app").await?, leader);
+//! assert_eq!(lab.pool_targets("write", "app").await?, [leader]);
 //! lab.down().await
 //! # }
 //! ```
@@ -27,6 +27,7 @@ mod faults;
 mod guard;
 pub mod http;
 mod lab;
+mod layout;
 pub mod load;
 mod network;
 pub mod patroni;

@@ -42,7 +42,7 @@ impl LoadSpec {
             clients,
             work: Work::Write,
             pause: Duration::from_millis(10),
-            reconnect_pause: Duration::from_millis(10),
+            reconnect_pause: Duration::from_millis(100),
             give_up: Duration::from_secs(60),
         }
     }

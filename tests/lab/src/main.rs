@@ -1,6 +1,7 @@
 //! `lab`: real Patroni clusters and poolers on this machine, to look at and to break.
 
 use std::path::PathBuf;
+use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -154,6 +155,9 @@ struct Up {
     /// Debian 13's PgBouncer
     #[arg(long)]
     pgbouncer_13: bool,
+    /// Have Patroni run the agent's hooks (`before_stop`, `pre_promote`)
+    #[arg(long)]
+    hooks: bool,
     #[command(flatten)]
     place: Place,
 }
@@ -192,8 +196,18 @@ fn demo_dir() -> PathBuf {
 }
 
 #[tokio::main]
-async fn main() -> Result<()> {
-    match Cli::parse().command {
+async fn main() -> ExitCode {
+    match run(Cli::parse().command).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("lab: {e:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(command: Command) -> Result<()> {
+    match command {
         Command::Up(up) => bring_up(up).await,
         Command::Down(place) => end(place.dir).await,
         Command::DemoDown { dir } => end(dir).await,
@@ -249,6 +263,7 @@ async fn bring_up(up: Up) -> Result<()> {
         members: up.members,
         agent,
         patroni: up.patroni,
+        hooks: up.hooks,
         dir: Some(up.place.dir),
         stays_up: true,
         ..Spec::default()
@@ -283,7 +298,8 @@ async fn status(lab: &Lab) -> Result<()> {
     }
     for pooler in &lab.state().spec.poolers {
         for (database, to) in &pooler.routes {
-            let target = lab.pool_target(&pooler.name, database).await.unwrap_or_else(|e| format!("{e:#}"));
+            let targets = lab.pool_targets(&pooler.name, database).await;
+            let target = targets.map_or_else(|e| format!("{e:#}"), |names| names.join(", "));
             let by = match pooler.follow {
                 Follow::Agent if lab.state().spec.agent.is_some() => "agent",
                 Follow::Classic => "classic callback",

@@ -20,6 +20,10 @@ pub const DATABASE: &str = "app";
 pub const APP_USER: &str = "app";
 /// Its password.
 pub const APP_PASSWORD: &str = "app-secret";
+/// What PostgreSQL and PgBouncer keep of it, as in production: with the plain password in its file PgBouncer, which has
+/// one thread, would compute 4,096 hashes for each login, and the figures would be those of that arithmetic.
+pub const APP_SECRET: &str = "SCRAM-SHA-256$4096:cGdzcXVpcmUtbGFiLTAxNg==\
+    $xFXV90whQZKhWroeOv/6qj9Czxgvtmc4VKshGB1kJ+0=:Ey3tb0fxam5i2apWXV6K5OJuyAeVHug5oDWrVewUtWw=";
 
 /// The file the agents and the classic callback rewrite.
 pub fn ini(host: &Host) -> PathBuf {
@@ -29,7 +33,7 @@ pub fn ini(host: &Host) -> PathBuf {
 /// Writes the ini and the list of users. `lead_to` says where each route leads at first.
 pub fn configure(state: &State, host: &Host, pooler: &Pooler, lead_to: &[Ipv4Addr]) -> Result<()> {
     let users = host.file("userlist.txt");
-    fs::write(&users, format!("\"{APP_USER}\" \"{APP_PASSWORD}\"\n"))
+    fs::write(&users, format!("\"{APP_USER}\" \"{APP_SECRET}\"\n"))
         .and_then(|()| fs::write(ini(host), ini_text(state, host, pooler, lead_to)))
         .with_context(|| format!("writing the files of PgBouncer {}", host.name))
 }

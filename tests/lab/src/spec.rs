@@ -62,7 +62,7 @@ impl Default for Spec {
             poolers: Vec::new(),
             agent: None,
             member_agents: true,
-            hooks: true,
+            hooks: false,
             patroni: PATRONI.into(),
             pgbouncer: PgBouncerBuild::System,
             ttl: 20,

@@ -1,0 +1,8 @@
+//! The binary as an operator, Patroni, a load balancer and a hostile neighbour meet it.
+
+mod callback;
+mod commands;
+mod config_errors;
+mod control;
+mod host;
+mod http;
