@@ -45,6 +45,8 @@ pub struct Job {
     pub part: usize,
     /// Time between parts.
     pub pace: Duration,
+    /// Which set of workers has it.
+    pub workers: u64,
 }
 
 /// Ways in which a host's workers are in trouble.
@@ -88,6 +90,10 @@ pub struct Host {
     pub trouble: Trouble,
     /// Its clock is ahead of the world's.
     pub clock: Duration,
+    /// Which set of workers there is; a new configuration gets new ones.
+    pub workers: u64,
+    /// The old workers bring to an end what they began, until then; new orders find nobody.
+    pub workers_ready: Time,
     /// The keeper of the state folder is busy until then: it does one thing after the other.
     pub keeper_busy: Time,
     /// The last time at which anything here was out of order.
@@ -207,8 +213,17 @@ impl World {
             self.hosts[h].disturbed = self.now;
         }
         let started = self.host_time(h) + begin;
+        let workers = self.hosts[h].workers;
+        if self.hosts[h].workers_ready > self.now {
+            let outcome = Outcome::Failed { why: "there is no worker for it".into() };
+            let (id, run) = (effect.id, self.hosts[h].run);
+            return self.later(
+                Duration::from_millis(1),
+                Thing::Tell(h, run, vec![Event::Done { id, started, outcome }]),
+            );
+        }
         let run = self.hosts[h].run;
-        let job = Job { host: h, run, id: effect.id, order: effect.order, started, fate, part: 0, pace };
+        let job = Job { host: h, run, id: effect.id, order: effect.order, started, fate, part: 0, pace, workers };
         let mut at = self.now + begin + pace;
         if matches!(job.order, Order::KeepTerm { .. }) {
             at = at.max(self.hosts[h].keeper_busy);
@@ -219,7 +234,8 @@ impl World {
 
     /// The next part of an order is done. What a killed agent had under way stays half done.
     pub fn act(&mut self, mut job: Job) {
-        if self.hosts[job.host].run != job.run {
+        let host = &self.hosts[job.host];
+        if host.run != job.run || host.workers != job.workers && host.workers_ready <= self.now {
             return;
         }
         if job.fate == Fate::Refused {
@@ -237,6 +253,9 @@ impl World {
     fn answer(&mut self, job: &Job, outcome: Outcome) {
         let lost = || Outcome::Failed { why: "no answer within 2s".into() };
         let failed = matches!(outcome, Outcome::Failed { .. });
+        if self.hosts[job.host].workers != job.workers && self.rng.one_in(2) {
+            return;
+        }
         let (after, outcome) = match job.fate {
             Fate::Silence => return,
             Fate::AnswerLost => (Duration::from_secs(2), lost()),

@@ -60,6 +60,8 @@ pub enum Fault {
     Failing(usize),
     /// The state folder cannot be written.
     StateFull(usize),
+    /// The configuration is read again.
+    Configured(usize),
     /// PgBouncer is restarted.
     Pooler(usize, usize),
     /// The console does not answer.
@@ -138,6 +140,7 @@ impl World {
             Fault::Failing(h),
             Fault::Failing(with_pooler),
             Fault::StateFull(h),
+            Fault::Configured(with_pooler),
             Fault::Pooler(with_pooler, p),
             Fault::Console(with_pooler, p),
             Fault::Edit(with_pooler, p, edit),
@@ -316,6 +319,7 @@ impl World {
             Fault::AgentFrozen(h) if on => self.hosts[h].frozen_until = self.now + lasting,
             Fault::Slow(h) => self.hosts[h].trouble.slow = if on { 2500 } else { 0 },
             Fault::Failing(h) => self.hosts[h].trouble.failing = if on { 300 } else { 3 },
+            Fault::Configured(h) if on => self.configure(h),
             Fault::StateFull(h) => self.hosts[h].trouble.state_full = on,
             Fault::Pooler(h, p) => {
                 let now = self.now;
@@ -330,12 +334,22 @@ impl World {
         | Fault::Slow(h)
         | Fault::Failing(h)
         | Fault::StateFull(h)
+        | Fault::Configured(h)
         | Fault::Pooler(h, _)
         | Fault::Console(h, _)
         | Fault::Edit(h, ..) = fault
         {
             self.hosts[h].disturbed = self.now;
         }
+    }
+
+    /// A new configuration: the old workers end, then the agent is told, then there are new ones.
+    fn configure(&mut self, h: usize) {
+        let (run, config) = (self.hosts[h].run, self.hosts[h].config.clone());
+        let after = self.rng.millis(1, 3000);
+        self.hosts[h].workers += 1;
+        self.hosts[h].workers_ready = self.now + after;
+        self.later(after, Thing::Tell(h, run, vec![Event::Configured(config)]));
     }
 
     /// A host loses a store: its watch falls silent, and is found dead later.

@@ -242,7 +242,11 @@ impl World {
         if !order.changes() {
             return;
         }
-        memory.changes += 1;
+        let value = self.hosts[h].poolers.iter().find(|p| p.name == *pooler).map(|p| p.login_retry.clone());
+        let memory = &mut self.hosts[h].memory;
+        // What is given back may be there already: the agent was not told.
+        let idle = matches!(order, PoolerOrder::ReturnLoginRetry { value: v } if Some(v) == value.as_ref());
+        memory.changes += u64::from(!idle);
         let times = memory.poolers.entry(pooler.clone()).or_default();
         times.changes.push_back(now);
         times.changes.retain(|at| now.since(*at) < Duration::from_secs(60));

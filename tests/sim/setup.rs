@@ -279,6 +279,8 @@ impl World {
             status: None,
             trouble: Trouble { failing: if self.setup.calm { 0 } else { 3 }, ..Trouble::default() },
             clock: self.rng.millis(0, 900_000),
+            workers: 0,
+            workers_ready: Time::ZERO,
             keeper_busy: Time::ZERO,
             disturbed: self.now,
             memory: Memory::default(),

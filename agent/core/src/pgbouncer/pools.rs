@@ -280,7 +280,10 @@ impl Pooler {
 
     /// Nothing is under way any more; whatever was, is found out by looking.
     pub fn start_over(&mut self, now: Time) {
-        self.in_flight = None;
+        if let Some(lost) = self.in_flight.take() {
+            let why = "the configuration was read again meanwhile".into();
+            self.observe_done(now, lost.since, lost.order, Outcome::Failed { why });
+        }
         self.files_due = now;
         self.look_soon(now);
     }
