@@ -175,13 +175,7 @@ impl Store {
                 };
             }
         }
-        View {
-            id: self.id.clone(),
-            raft_term: self.term_at(revision),
-            revision,
-            keys,
-            leader_ttl: None,
-        }
+        View { id: self.id.clone(), raft_term: self.term_at(revision), revision, keys, leader_ttl: None }
     }
 
     /// The store as it comes back from a snapshot taken at `revision`.

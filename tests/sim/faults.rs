@@ -4,7 +4,6 @@ use crate::pgbouncer::REFUSED;
 use crate::postgres::Run;
 use crate::setup::Setup;
 use crate::world::{Thing, World};
-use pgsquire_core::config::Mode;
 use pgsquire_core::event::{Event, Hint};
 use pgsquire_core::time::Time;
 use std::time::Duration;
@@ -231,7 +230,8 @@ impl World {
         }
     }
 
-    fn patroni_dead(&mut self, c: usize, m: usize, dead: bool) {
+    /// A member's Patroni is killed, or starts.
+    pub fn patroni_dead(&mut self, c: usize, m: usize, dead: bool) {
         let patroni = &mut self.clusters[c].members[m].patroni;
         if patroni.alive != dead {
             return;
@@ -395,77 +395,13 @@ impl World {
         self.hint_files(h, p);
     }
 
-    fn hint_files(&mut self, h: usize, p: usize) {
+    /// Half of the time somebody notices that a file changed.
+    pub fn hint_files(&mut self, h: usize, p: usize) {
         let (run, pooler) = (self.hosts[h].run, self.hosts[h].poolers[p].name.clone());
         if self.rng.one_in(2) {
             let hint = Event::Hinted(Hint::FilesChanged { pooler });
             self.later(Duration::from_millis(2), Thing::Tell(h, run, vec![hint]));
         }
-    }
-
-    /// All is mended.
-    pub fn heal(&mut self) {
-        self.say(|_| "=== all is mended".into());
-        self.healed = Some(self.now);
-        for c in 0..self.clusters.len() {
-            if self.clusters[c].store.outage {
-                self.clusters[c].store.outage = false;
-                let until = self.now + self.clusters[c].ttl;
-                self.clusters[c].store.renew_all(until);
-                self.at(until, Thing::Lease(c));
-            }
-            self.clusters[c].paused = false;
-            self.write_config(c);
-            for m in 0..self.clusters[c].members.len() {
-                let member = &mut self.clusters[c].members[m];
-                member.store_cut = false;
-                member.rest_dead = false;
-                member.pg.lag = 0;
-                member.patroni.frozen = false;
-                self.patroni_dead(c, m, false);
-            }
-            self.wake_patronis(c);
-        }
-        for h in 0..self.hosts.len() {
-            self.heal_host(h);
-        }
-    }
-
-    fn heal_host(&mut self, h: usize) {
-        let now = self.now;
-        let host = &mut self.hosts[h];
-        host.trouble = crate::agent_host::Trouble::default();
-        host.disturbed = now;
-        host.frozen_until = host.frozen_until.min(now);
-        for f in 0..host.follows.len() {
-            let follow = &mut self.hosts[h].follows[f];
-            (follow.cut, follow.stale, follow.swapped, follow.lag) = (false, None, None, 20);
-            // What was lost on the way is not sent again.
-            self.break_watch(h, f, "the connection was reset");
-        }
-        for p in 0..self.hosts[h].poolers.len() {
-            self.hosts[h].poolers[p].console_dead = false;
-            let observes = self.hosts[h].config.mode == Mode::Observe;
-            let down = !self.hosts[h].poolers[p].up;
-            if down || observes || self.rng.one_in(2) {
-                self.mend_edits(h, p);
-            }
-            if down {
-                self.hosts[h].poolers[p].restart(now);
-            }
-        }
-        self.start_agent(h);
-    }
-
-    /// The operator takes a broken edit back.
-    fn mend_edits(&mut self, h: usize, p: usize) {
-        let pooler = &mut self.hosts[h].poolers[p];
-        for bytes in pooler.disk.parts.values_mut() {
-            let text = String::from_utf8_lossy(bytes).into_owned();
-            let text = text.replace("this is no line of an ini\n", "").replace(&format!("{REFUSED}\n"), "");
-            *bytes = text.into_bytes();
-        }
-        self.hint_files(h, p);
     }
 }
 

@@ -3,8 +3,8 @@
 use crate::agent_host::Host;
 use crate::pgbouncer::PgBouncer;
 use crate::world::World;
-use pgsquire_core::event::Event;
 use pgsquire_core::config::{Mode, Route, RouteTo};
+use pgsquire_core::event::Event;
 use pgsquire_core::topology::Endpoint;
 use std::collections::BTreeSet;
 use std::time::Duration;

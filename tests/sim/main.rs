@@ -10,15 +10,19 @@ mod invariants;
 mod liveness;
 mod mask;
 mod memory;
+mod mending;
 mod mutants;
+mod orders;
 mod patroni;
 mod pgbouncer;
 mod postgres;
+mod rest;
 mod rng;
 mod runs;
 mod scenarios;
 mod setup;
 mod watch;
+mod workers;
 mod world;
 
 use runs::{Run, number_from};
@@ -51,7 +55,8 @@ fn seeds() {
 
 #[test]
 fn scenarios_hold() {
-    let runs = scenarios::ALL.iter().flat_map(|scenario| (1..=10).map(|seed| Run::scenario(scenario, seed, None)));
+    let runs =
+        scenarios::ALL.iter().flat_map(|scenario| (1..=10).map(|seed| Run::scenario(scenario, seed, None)));
     let failed: Vec<Run> = runs.filter(|run| run.violation.is_some()).collect();
     assert_all_hold(&failed);
 }

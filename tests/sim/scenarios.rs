@@ -50,20 +50,14 @@ pub const ALL: &[Scenario] = &[
     Scenario {
         name: "the driver hangs, and shows its last snapshot, while another member takes over",
         setup: Setup::plain,
-        faults: &[
-            (6_000, Fault::PatroniFrozen(0, 0), true),
-            (20_000, Fault::AgentFrozen(0), true),
-        ],
+        faults: &[(6_000, Fault::PatroniFrozen(0, 0), true), (20_000, Fault::AgentFrozen(0), true)],
         lasts: 40,
         settles: true,
     },
     Scenario {
         name: "the primary's host loses the store",
         setup: Setup::plain,
-        faults: &[
-            (6_000, Fault::HostStore(0, 0), true),
-            (6_000, Fault::MemberStore(0, 0), true),
-        ],
+        faults: &[(6_000, Fault::HostStore(0, 0), true), (6_000, Fault::MemberStore(0, 0), true)],
         lasts: 40,
         settles: true,
     },
@@ -111,20 +105,14 @@ pub const ALL: &[Scenario] = &[
     Scenario {
         name: "a syntax error in the ini, then a switchover",
         setup: Setup::plain,
-        faults: &[
-            (6_000, Fault::Edit(POOL, 0, Edit::Syntax), true),
-            (20_000, Fault::Switchover(0), true),
-        ],
+        faults: &[(6_000, Fault::Edit(POOL, 0, Edit::Syntax), true), (20_000, Fault::Switchover(0), true)],
         lasts: 40,
         settles: true,
     },
     Scenario {
         name: "a value that PgBouncer refuses, then a switchover",
         setup: Setup::plain,
-        faults: &[
-            (6_000, Fault::Edit(POOL, 0, Edit::Refused), true),
-            (20_000, Fault::Switchover(0), true),
-        ],
+        faults: &[(6_000, Fault::Edit(POOL, 0, Edit::Refused), true), (20_000, Fault::Switchover(0), true)],
         lasts: 40,
         settles: true,
     },
@@ -145,10 +133,7 @@ pub const ALL: &[Scenario] = &[
     Scenario {
         name: "the driver hangs, and shows its last snapshot, while a switchover takes the lead away",
         setup: Setup::plain,
-        faults: &[
-            (8_000, Fault::Switchover(0), true),
-            (8_500, Fault::AgentFrozen(0), true),
-        ],
+        faults: &[(8_000, Fault::Switchover(0), true), (8_500, Fault::AgentFrozen(0), true)],
         lasts: 30,
         settles: true,
     },
@@ -188,10 +173,7 @@ pub const ALL: &[Scenario] = &[
     Scenario {
         name: "the console is dead",
         setup: Setup::plain,
-        faults: &[
-            (6_000, Fault::Console(POOL, 0), true),
-            (8_000, Fault::Switchover(0), true),
-        ],
+        faults: &[(6_000, Fault::Console(POOL, 0), true), (8_000, Fault::Switchover(0), true)],
         lasts: 60,
         settles: true,
     },
@@ -202,7 +184,10 @@ fn readers() -> Setup {
     let mut setup = Setup::plain();
     let pooler = setup.hosts[POOL].poolers[0].clone();
     setup.hosts[1].poolers.push(PoolerSetup {
-        routes: BTreeMap::from([("here".into(), route(RouteTo::Local)), ("app".into(), route(RouteTo::Primary))]),
+        routes: BTreeMap::from([
+            ("here".into(), route(RouteTo::Local)),
+            ("app".into(), route(RouteTo::Primary)),
+        ]),
         ..pooler
     });
     let reports = Route { fallback_primary: true, ..route(RouteTo::Replica) };

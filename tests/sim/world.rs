@@ -90,8 +90,6 @@ pub enum Thing {
     Fault(Fault, bool),
     /// All is mended; nothing breaks any more.
     Heal,
-    /// Nothing happens: the invariants are looked at.
-    Look,
 }
 
 struct Slot {
@@ -224,7 +222,6 @@ impl World {
             Thing::StartAgent(h) => self.start_agent(h),
             Thing::Fault(fault, on) => self.fault(fault, on),
             Thing::Heal => self.heal(),
-            Thing::Look => {}
         }
     }
 
