@@ -153,8 +153,9 @@ impl Agent {
             return self.observe_answer(pending, started, outcome);
         }
         let any = !self.config.mutants.obey(Rule::OnceOnly);
-        let mine =
-            |(_, pooler): &(&String, &mut Pooler)| pooler.in_flight.as_ref().is_some_and(|f| f.id == id || any);
+        let mine = |(_, pooler): &(&String, &mut Pooler)| {
+            pooler.in_flight.as_ref().is_some_and(|f| f.id == id || any)
+        };
         let Some((name, pooler)) = self.poolers.iter_mut().find(mine) else { return };
         let Some(InFlight { order, .. }) = pooler.in_flight.take() else { return };
         if order.changes() {

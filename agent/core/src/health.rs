@@ -114,3 +114,55 @@ pub fn pool(
         valid_until: until,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::LocalServer;
+    use crate::example::{at, keys, local_config, observed, read, view};
+    use crate::wal::Timeline;
+    use core::time::Duration;
+
+    fn server(in_recovery: bool) -> LocalServer {
+        LocalServer { in_recovery, timeline: Some(Timeline(1)), lsn: None }
+    }
+
+    #[test]
+    fn primary_up_ends_with_the_first_of_its_facts() {
+        let config = local_config();
+        let mut known = observed(&config, at(1_000));
+        assert!(!primary(&config, &known, at(1_000)).up, "the server was not asked");
+        known.local.learn(server(false), at(2_000));
+        let end = |known: &Observed| primary(&config, known, at(2_100)).valid_until;
+        assert_eq!(end(&known), at(3_000), "the server's word");
+        view(&mut known).lease = Some((at(1_000), Duration::from_millis(1_500)));
+        assert_eq!(end(&known), at(2_500), "the lease");
+        view(&mut known).lease = Some((at(1_000), Duration::from_secs(1)));
+        assert!(!primary(&config, &known, at(2_100)).up, "the lease has ended");
+        known.local.learn(server(false), at(10_900));
+        view(&mut known).lease = Some((at(1_000), Duration::from_secs(60)));
+        assert_eq!(
+            primary(&config, &known, at(10_950)).valid_until,
+            at(11_000),
+            "the age of the store's answer"
+        );
+        assert!(primary(&config, &known, at(11_000)).is_up(at(11_000)));
+        assert!(!primary(&config, &known, at(11_000)).is_up(at(11_001)));
+    }
+
+    #[test]
+    fn what_makes_primary_red() {
+        let config = local_config();
+        let mut known = observed(&config, at(1_000));
+        known.local.learn(server(true), at(1_100));
+        assert!(!primary(&config, &known, at(1_200)).up, "in recovery");
+        known.local.learn(server(false), at(1_300));
+        assert!(primary(&config, &known, at(1_400)).up);
+        view(&mut known).raise_timeline(at(1_400), Timeline(2));
+        assert!(!primary(&config, &known, at(1_400)).up, "an older timeline");
+        let mut known = observed(&config, at(1_000));
+        known.local.learn(server(false), at(1_100));
+        view(&mut known).observe_read(&config, at(1_200), read(11, at(1_200), keys(2)));
+        assert_eq!(primary(&config, &known, at(1_300)).reason.text, "pg2 holds the leader key");
+    }
+}
