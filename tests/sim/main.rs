@@ -26,7 +26,10 @@ mod workers;
 mod world;
 
 use runs::{Run, number_from};
+use std::time::Duration;
 
+/// Each order of the few that a move takes needs up to 11 ms in a calm world, a watch 20 ms.
+const AT_ONCE: Duration = Duration::from_millis(150);
 /// Each thread stops after so many failures.
 const FAILURES: usize = 15;
 /// Worlds that are tried without `SEEDS`.
@@ -59,6 +62,16 @@ fn scenarios_hold() {
         scenarios::ALL.iter().flat_map(|scenario| (1..=10).map(|seed| Run::scenario(scenario, seed, None)));
     let failed: Vec<Run> = runs.filter(|run| run.violation.is_some()).collect();
     assert_all_hold(&failed);
+}
+
+#[test]
+fn write_pools_follow_a_switchover_at_once() {
+    let switchover = &scenarios::ALL[0];
+    assert_eq!(switchover.name, "a switchover");
+    for seed in 1..=20 {
+        let followed = Run::scenario(switchover, seed, None).followed.expect("it was followed");
+        assert!(followed < AT_ONCE, "seed {seed}: {followed:?}");
+    }
 }
 
 #[test]

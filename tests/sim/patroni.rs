@@ -350,6 +350,7 @@ impl World {
         let timeline = pg.timeline + 1;
         pg.turn(now, Run::Running, false, timeline);
         pg.lag = 0;
+        self.clusters[c].promoted = Some(now);
         self.clusters[c].members[m].patroni.action = Action::Idle;
         let (name, scope) = (self.clusters[c].members[m].name.clone(), self.clusters[c].name.clone());
         self.say(|_| format!("{name}: writable on timeline {timeline}"));

@@ -16,6 +16,8 @@ pub struct Run {
     broken: Option<Rule>,
     /// The invariant that was found broken.
     pub violation: Option<Violation>,
+    /// From the last promotion to the last host that has loaded it, if all write pools lead there.
+    pub followed: Option<Duration>,
     /// Its log, if it was kept.
     pub log: Vec<String>,
 }
@@ -49,8 +51,9 @@ impl Run {
         if world.violation.is_none() && scenario.is_none_or(|scenario| scenario.settles) {
             world.check_liveness();
         }
+        let followed = followed(&world);
         let World { violation, log, .. } = world;
-        Run { seed, scenario, broken, violation, log: log.unwrap_or_default() }
+        Run { seed, scenario, broken, violation, followed, log: log.unwrap_or_default() }
     }
 
     /// Its seed and what was found, in one line.
@@ -69,6 +72,15 @@ impl Run {
         let how = format!("SEED={} cargo test --test sim replay -- --nocapture", self.seed);
         format!("{}\n{}\n{how}", log[end..].join("\n"), self.headline())
     }
+}
+
+fn followed(world: &World) -> Option<Duration> {
+    let promoted = world.clusters[0].promoted?;
+    let poolers = world.hosts.iter().flat_map(|host| &host.poolers);
+    let moved: Option<Vec<Duration>> = poolers
+        .map(|pooler| pooler.moved.get("app").filter(|at| **at >= promoted).map(|at| at.since(promoted)))
+        .collect();
+    moved?.into_iter().max()
 }
 
 /// A number from the environment.

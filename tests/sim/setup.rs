@@ -218,6 +218,7 @@ impl World {
             old_words: setup.old_words,
             rebuilt: None,
             holder: None,
+            promoted: None,
             lost: BTreeMap::new(),
         }
     }

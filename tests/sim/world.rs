@@ -61,6 +61,8 @@ pub struct Cluster {
     pub rebuilt: Option<Time>,
     /// Who holds the leader key.
     pub holder: Option<String>,
+    /// When a member last became writable by promotion.
+    pub promoted: Option<Time>,
     /// When members last lost it.
     pub lost: BTreeMap<String, Time>,
 }
