@@ -79,7 +79,7 @@ fn wanted(decisions: &Decisions) -> BTreeMap<String, Endpoint> {
 fn write(config: &Config, pooler: &Pooler, decisions: &Decisions) -> Option<(PoolerOrder, Reason)> {
     let disk = pooler.disk.last()?;
     let wanted = wanted(decisions);
-    if let Some(order) = put_last_good_back(config, pooler, disk, &wanted) {
+    if let Some(order) = put_last_good_back(config, pooler, disk, decisions) {
         return Some(order);
     }
     let differs = |(entry, endpoint): &(&String, &Endpoint)| disk.entries.get(*entry) != Some(endpoint);
@@ -119,14 +119,15 @@ fn put_last_good_back(
     config: &Config,
     pooler: &Pooler,
     disk: &Disk,
-    wanted: &BTreeMap<String, Endpoint>,
+    decisions: &Decisions,
 ) -> Option<(PoolerOrder, Reason)> {
+    let wanted = wanted(decisions);
     let stuck = is_broken(disk) && wanted.iter().any(|(entry, to)| !pooler.is_loaded(entry, to));
     if pooler.refused_reloads < 2 && !stuck || !config.mutants.obey(Rule::LastGood) {
         return None;
     }
     let mut good = Disk::new(pooler.good.clone()?);
-    for (path, bytes) in good.retarget(wanted).ok()? {
+    for (path, bytes) in good.retarget(&routes_of_now(pooler, disk, decisions)?).ok()? {
         good.files.parts.insert(path, bytes);
     }
     let mut files = BTreeMap::new();
@@ -139,6 +140,18 @@ fn put_last_good_back(
     let text = format!("PgBouncer did not load {}: the last good one goes back", disk.files.root);
     (!files.is_empty())
         .then(|| (PoolerOrder::Write { files, keep_rejected: true }, Reason::new(Rule::LastGood, text)))
+}
+
+/// Where the entries of an old file must lead when it comes back: where they are wanted, else where they lead now. What
+/// is unknown moves nothing, and nothing moves back in time.
+fn routes_of_now(pooler: &Pooler, disk: &Disk, decisions: &Decisions) -> Option<BTreeMap<String, Endpoint>> {
+    let now = |(entry, decision): (&String, &Decision)| {
+        let wanted = decision.target.as_ref().map(|target| target.endpoint.clone());
+        let endpoint =
+            wanted.or_else(|| pooler.loaded(entry)).or_else(|| disk.entries.get(entry).cloned())?;
+        Some((entry.clone(), endpoint))
+    };
+    decisions.iter().map(now).collect()
 }
 
 /// Whether PgBouncer cannot load what is on disk. A file that only we cannot read is no such thing.
