@@ -198,6 +198,7 @@ impl Pooler {
                 if self.disk.last().is_none_or(|disk| disk.files != files) {
                     // Not our own write, that is noted as it is done: somebody edited, which may mend what was refused.
                     self.refused_reloads = 0;
+                    self.reload_unseen = false;
                     self.proved_good = false;
                     self.disk.learn(Disk::new(files), started);
                 } else if let Fact::Known { seen, .. } = &mut self.disk {
@@ -233,7 +234,12 @@ impl Pooler {
 
     fn succeeded(&mut self, now: Time, order: PoolerOrder) {
         match order {
-            PoolerOrder::Write { files, .. } => {
+            PoolerOrder::Write { files, keep_rejected } => {
+                // A RELOAD of before says nothing about this content.
+                self.reload_unseen = false;
+                if keep_rejected {
+                    self.refused_reloads = 0;
+                }
                 if let Fact::Known { value: disk, seen } = &mut self.disk {
                     for (path, (_, wanted)) in files {
                         disk.files.parts.insert(path, wanted);
