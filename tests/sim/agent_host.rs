@@ -262,6 +262,10 @@ impl World {
             events.push(Event::StoreFailed { cluster: cluster.clone(), why: why.clone() });
         }
         events.push(Event::Done { id: job.id, started: job.started, outcome });
+        if !self.setup.calm && self.rng.one_in(100) {
+            let twice = after + self.rng.millis(0, 5000);
+            self.later(twice, Thing::Tell(job.host, job.run, events.clone()));
+        }
         self.later(after, Thing::Tell(job.host, job.run, events));
     }
 }

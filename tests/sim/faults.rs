@@ -392,16 +392,17 @@ impl World {
         if self.rng.one_in(2) {
             self.hosts[h].poolers[p].reload(now);
         }
-        self.hint_files(h, p);
+        // Else it is found out by the next look.
+        if self.rng.one_in(2) {
+            self.hint_files(h, p);
+        }
     }
 
-    /// Half of the time somebody notices that a file changed.
+    /// The change of a file is noticed.
     pub fn hint_files(&mut self, h: usize, p: usize) {
         let (run, pooler) = (self.hosts[h].run, self.hosts[h].poolers[p].name.clone());
-        if self.rng.one_in(2) {
-            let hint = Event::Hinted(Hint::FilesChanged { pooler });
-            self.later(Duration::from_millis(2), Thing::Tell(h, run, vec![hint]));
-        }
+        let hint = Event::Hinted(Hint::FilesChanged { pooler });
+        self.later(Duration::from_millis(2), Thing::Tell(h, run, vec![hint]));
     }
 }
 
