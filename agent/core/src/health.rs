@@ -94,7 +94,7 @@ pub fn pool(
         if let Some(paused) = pooler.databases_of(entry).into_iter().find(is_paused) {
             return down(Rule::VerifyLinks, format!("{paused} is paused"));
         }
-        if !pooler.is_verified(entry, decision, now) && config.mutants.obey(Rule::VerifyLinks) {
+        if !pooler.is_serving(entry, decision, now) && config.mutants.obey(Rule::VerifyLinks) {
             return down(Rule::VerifyLinks, format!("{entry} is not verified yet"));
         }
     }

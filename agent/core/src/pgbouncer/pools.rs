@@ -363,14 +363,21 @@ impl Pooler {
         (count, stale)
     }
 
-    /// Whether wanted = on disk = loaded and no link leads elsewhere, on a console that was seen lately.
-    pub fn is_verified(&self, entry: &str, decision: &Decision, now: Time) -> bool {
+    /// Whether clients are led where they must be: wanted = loaded and no link leads elsewhere, on a console that was seen
+    /// lately.
+    pub fn is_serving(&self, entry: &str, decision: &Decision, now: Time) -> bool {
         let Some(target) = &decision.target else { return false };
         self.console.fresh(now, CONSOLE_AGE).is_ok()
             && !self.reload_unseen
-            && self.disk.last().is_some_and(|disk| disk.entries.get(entry) == Some(&target.endpoint))
             && self.is_loaded(entry, &target.endpoint)
             && self.links(entry, target).1.is_empty()
+    }
+
+    /// Whether it is so, and will be after a restart of PgBouncer: the file on disk says the same.
+    pub fn is_verified(&self, entry: &str, decision: &Decision, now: Time) -> bool {
+        let Some(target) = &decision.target else { return false };
+        self.disk.last().is_some_and(|disk| disk.entries.get(entry) == Some(&target.endpoint))
+            && self.is_serving(entry, decision, now)
     }
 
     /// What stands in the way, for people.
