@@ -19,6 +19,8 @@ impl World {
             }
             self.clusters[c].paused = false;
             self.write_config(c);
+            self.clusters[c].store.delete("failover");
+            self.store_changed(c);
             for m in 0..self.clusters[c].members.len() {
                 let member = &mut self.clusters[c].members[m];
                 member.store_cut = false;
@@ -50,7 +52,9 @@ impl World {
             self.hosts[h].poolers[p].console_dead = false;
             let observes = self.hosts[h].config.mode == Mode::Observe;
             let down = !self.hosts[h].poolers[p].up;
-            if down || observes || self.rng.one_in(2) {
+            // Without a copy of a loaded file only the operator can help.
+            let good = self.hosts[h].state.last_good.contains_key(&self.hosts[h].poolers[p].name);
+            if down || observes || !good || self.rng.one_in(2) {
                 self.mend_edits(h, p);
             }
             if down {

@@ -100,6 +100,16 @@ impl World {
             }
             return;
         }
+        // A process that was started again knows nothing of what the one before it had in mind.
+        let meant = match step {
+            Step::GaveUp => patroni.action == Action::GivingUp,
+            Step::Release => patroni.action == Action::SwitchingOver,
+            Step::StartReplica => patroni.action == Action::Restarting,
+            _ => true,
+        };
+        if !meant {
+            return;
+        }
         match step {
             Step::Loop => self.patroni_loop(c, m),
             Step::GaveUp => self.gave_up(c, m),

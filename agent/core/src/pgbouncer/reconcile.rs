@@ -142,13 +142,13 @@ fn put_last_good_back(
         .then(|| (PoolerOrder::Write { files, keep_rejected: true }, Reason::new(Rule::LastGood, text)))
 }
 
-/// Where the entries of an old file must lead when it comes back: where they are wanted, else where they lead now. What
-/// is unknown moves nothing, and nothing moves back in time.
+/// Where the entries of an old file must lead when it comes back: where they are wanted, else where the refused file led
+/// them (our last word), else where they are loaded. What is unknown moves nothing, and nothing moves back in time.
 fn routes_of_now(pooler: &Pooler, disk: &Disk, decisions: &Decisions) -> Option<BTreeMap<String, Endpoint>> {
     let now = |(entry, decision): (&String, &Decision)| {
         let wanted = decision.target.as_ref().map(|target| target.endpoint.clone());
         let endpoint =
-            wanted.or_else(|| pooler.loaded(entry)).or_else(|| disk.entries.get(entry).cloned())?;
+            wanted.or_else(|| disk.entries.get(entry).cloned()).or_else(|| pooler.loaded(entry))?;
         Some((entry.clone(), endpoint))
     };
     decisions.iter().map(now).collect()
@@ -327,13 +327,15 @@ fn stale_databases(pooler: &Pooler, entry: &str, stale: &[Endpoint]) -> Vec<Stri
 
 fn keep_good(pooler: &Pooler, decisions: &Decisions, now: Time) -> Option<(PoolerOrder, Reason)> {
     let disk = pooler.disk.last()?;
-    let settled = |(entry, decision): (&String, &Decision)| match decision.target {
-        Some(_) => pooler.is_verified(entry, decision, now),
-        None => pooler.loaded(entry).as_ref() == disk.entries.get(entry),
+    let is_loaded = |entry: &String| match disk.entries.get(entry) {
+        Some(endpoint) => pooler.is_loaded(entry, endpoint),
+        None => pooler.loaded(entry).is_none(),
     };
     let worth = pooler.proved_good || pooler.good.is_none();
     if !worth
+        || pooler.reload_unseen
         || pooler.look_due <= now
+        || pooler.console.fresh(now, CONSOLE_AGE).is_err()
         || pooler.good.as_ref() == Some(&disk.files)
         || !disk.problems.is_empty()
     {
@@ -341,7 +343,7 @@ fn keep_good(pooler: &Pooler, decisions: &Decisions, now: Time) -> Option<(Poole
     }
     let text = "this file is loaded: it is what a broken one would be replaced with";
     let keep = PoolerOrder::KeepGood { files: disk.files.clone() };
-    decisions.iter().all(settled).then(|| (keep, Reason::new(Rule::LastGood, text)))
+    decisions.keys().all(is_loaded).then(|| (keep, Reason::new(Rule::LastGood, text)))
 }
 
 /// Brings the pooler's own notes up to date with a look: what is verified, which links are stale since when.
@@ -601,7 +603,7 @@ mod tests {
                 }
                 PoolerOrder::Look => play.answer(Outcome::Console(console("10.0.0.1", "10.0.0.9"))),
                 order => {
-                    orders.push(order);
+                    orders.extend((!matches!(order, PoolerOrder::KeepGood { .. })).then_some(order));
                     play.answer(Outcome::Done);
                 }
             }
