@@ -34,8 +34,6 @@ pub struct View {
 pub struct Store {
     /// Cluster id of the store.
     pub id: String,
-    /// Raised by each election.
-    pub raft_term: u64,
     /// Newest revision.
     pub revision: u64,
     /// Nobody is answered.
@@ -49,6 +47,8 @@ pub struct Store {
     keys: BTreeMap<String, (StoredValue, Option<usize>)>,
     leases: BTreeMap<usize, Time>,
     leaders: Vec<(u64, Option<String>)>,
+    /// Consensus terms by the revision at which they began; each election raises it.
+    terms: Vec<(u64, u64)>,
 }
 
 impl Store {
@@ -56,7 +56,6 @@ impl Store {
     pub fn new(id: &str) -> Self {
         Store {
             id: id.into(),
-            raft_term: 2,
             revision: 1,
             outage: false,
             compacted: 0,
@@ -65,6 +64,7 @@ impl Store {
             keys: BTreeMap::new(),
             leases: BTreeMap::new(),
             leaders: vec![(0, None)],
+            terms: vec![(0, 2)],
         }
     }
 
@@ -115,6 +115,16 @@ impl Store {
         at.and_then(|(_, name)| name.as_deref())
     }
 
+    /// The store's members hold an election.
+    pub fn elect(&mut self) {
+        let term = self.term_at(self.revision) + 1;
+        self.terms.push((self.revision, term));
+    }
+
+    fn term_at(&self, revision: u64) -> u64 {
+        self.terms.iter().rev().find(|(from, _)| *from <= revision).map_or(2, |(_, term)| *term)
+    }
+
     /// Renews the lease of a member.
     pub fn renew(&mut self, member: usize, until: Time) {
         self.leases.insert(member, until);
@@ -147,7 +157,7 @@ impl Store {
         let end = lease.and_then(|member| self.leases.get(member));
         View {
             id: self.id.clone(),
-            raft_term: self.raft_term,
+            raft_term: self.term_at(self.revision),
             revision: self.revision,
             keys: self.keys.iter().map(|(key, (stored, _))| (key.clone(), stored.clone())).collect(),
             leader_ttl: end.map(|end| end.since(now)),
@@ -165,20 +175,13 @@ impl Store {
                 };
             }
         }
-        View {
-            id: self.id.clone(),
-            raft_term: self.raft_term.saturating_sub(1),
-            revision,
-            keys,
-            leader_ttl: None,
-        }
+        View { id: self.id.clone(), raft_term: self.term_at(revision), revision, keys, leader_ttl: None }
     }
 
     /// The store as it comes back from a snapshot taken at `revision`.
     pub fn rebuilt(&self, revision: u64, id: &str, leases_until: Time) -> Store {
         let view = self.stale_read(revision);
         let mut store = Store::new(id);
-        store.raft_term = 2;
         for (key, stored) in &view.keys {
             let owner = |name: &str| self.owner_of(name);
             let lease = match key.as_str() {

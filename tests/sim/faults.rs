@@ -4,7 +4,6 @@ use crate::pgbouncer::REFUSED;
 use crate::postgres::Run;
 use crate::setup::Setup;
 use crate::world::{Thing, World};
-use pgsquire_core::config::Mode;
 use pgsquire_core::event::{Event, Hint};
 use pgsquire_core::time::Time;
 use std::time::Duration;
@@ -60,6 +59,8 @@ pub enum Fault {
     Failing(usize),
     /// The state folder cannot be written.
     StateFull(usize),
+    /// The configuration is read again.
+    Configured(usize),
     /// PgBouncer is restarted.
     Pooler(usize, usize),
     /// The console does not answer.
@@ -138,6 +139,7 @@ impl World {
             Fault::Failing(h),
             Fault::Failing(with_pooler),
             Fault::StateFull(h),
+            Fault::Configured(with_pooler),
             Fault::Pooler(with_pooler, p),
             Fault::Console(with_pooler, p),
             Fault::Edit(with_pooler, p, edit),
@@ -228,7 +230,8 @@ impl World {
         }
     }
 
-    fn patroni_dead(&mut self, c: usize, m: usize, dead: bool) {
+    /// A member's Patroni is killed, or starts.
+    pub fn patroni_dead(&mut self, c: usize, m: usize, dead: bool) {
         let patroni = &mut self.clusters[c].members[m].patroni;
         if patroni.alive != dead {
             return;
@@ -249,7 +252,7 @@ impl World {
                 self.clusters[c].store.outage = on;
                 if !on {
                     let until = self.now + self.clusters[c].ttl;
-                    self.clusters[c].store.raft_term += 1;
+                    self.clusters[c].store.elect();
                     self.clusters[c].store.renew_all(until);
                     self.at(until, Thing::Lease(c));
                     self.store_changed(c);
@@ -257,7 +260,7 @@ impl World {
             }
             Fault::Compaction(c) if on => {
                 let store = &mut self.clusters[c].store;
-                store.raft_term += 1;
+                store.elect();
                 store.compacted = store.revision;
             }
             Fault::Rebuilt(c, same_id) if on => self.rebuild(c, same_id),
@@ -275,9 +278,7 @@ impl World {
         let store = &self.clusters[c].store;
         let revision = store.revision.saturating_sub(back).max(store.base);
         let id = if same_id { store.id.clone() } else { format!("{}'", store.id) };
-        let term = store.raft_term;
         let mut rebuilt = store.rebuilt(revision, &id, until);
-        rebuilt.raft_term = if same_id { term } else { 2 };
         rebuilt.outage = store.outage;
         self.clusters[c].store = rebuilt;
         self.clusters[c].rebuilt = Some(self.now);
@@ -318,6 +319,7 @@ impl World {
             Fault::AgentFrozen(h) if on => self.hosts[h].frozen_until = self.now + lasting,
             Fault::Slow(h) => self.hosts[h].trouble.slow = if on { 2500 } else { 0 },
             Fault::Failing(h) => self.hosts[h].trouble.failing = if on { 300 } else { 3 },
+            Fault::Configured(h) if on => self.configure(h),
             Fault::StateFull(h) => self.hosts[h].trouble.state_full = on,
             Fault::Pooler(h, p) => {
                 let now = self.now;
@@ -332,12 +334,22 @@ impl World {
         | Fault::Slow(h)
         | Fault::Failing(h)
         | Fault::StateFull(h)
+        | Fault::Configured(h)
         | Fault::Pooler(h, _)
         | Fault::Console(h, _)
         | Fault::Edit(h, ..) = fault
         {
             self.hosts[h].disturbed = self.now;
         }
+    }
+
+    /// A new configuration: the old workers end, then the agent is told, then there are new ones.
+    fn configure(&mut self, h: usize) {
+        let (run, config) = (self.hosts[h].run, self.hosts[h].config.clone());
+        let after = self.rng.millis(1, 3000);
+        self.hosts[h].workers += 1;
+        self.hosts[h].workers_ready = self.now + after;
+        self.later(after, Thing::Tell(h, run, vec![Event::Configured(config)]));
     }
 
     /// A host loses a store: its watch falls silent, and is found dead later.
@@ -380,79 +392,17 @@ impl World {
         if self.rng.one_in(2) {
             self.hosts[h].poolers[p].reload(now);
         }
-        self.hint_files(h, p);
-    }
-
-    fn hint_files(&mut self, h: usize, p: usize) {
-        let (run, pooler) = (self.hosts[h].run, self.hosts[h].poolers[p].name.clone());
+        // Else it is found out by the next look.
         if self.rng.one_in(2) {
-            let hint = Event::Hinted(Hint::FilesChanged { pooler });
-            self.later(Duration::from_millis(2), Thing::Tell(h, run, vec![hint]));
+            self.hint_files(h, p);
         }
     }
 
-    /// All is mended.
-    pub fn heal(&mut self) {
-        self.say(|_| "=== all is mended".into());
-        self.healed = Some(self.now);
-        for c in 0..self.clusters.len() {
-            if self.clusters[c].store.outage {
-                self.clusters[c].store.outage = false;
-                let until = self.now + self.clusters[c].ttl;
-                self.clusters[c].store.renew_all(until);
-                self.at(until, Thing::Lease(c));
-            }
-            self.clusters[c].paused = false;
-            self.write_config(c);
-            for m in 0..self.clusters[c].members.len() {
-                let member = &mut self.clusters[c].members[m];
-                member.store_cut = false;
-                member.rest_dead = false;
-                member.pg.lag = 0;
-                member.patroni.frozen = false;
-                self.patroni_dead(c, m, false);
-            }
-        }
-        for h in 0..self.hosts.len() {
-            self.heal_host(h);
-        }
-    }
-
-    fn heal_host(&mut self, h: usize) {
-        let now = self.now;
-        let host = &mut self.hosts[h];
-        host.trouble = crate::agent_host::Trouble::default();
-        host.disturbed = now;
-        host.frozen_until = host.frozen_until.min(now);
-        for f in 0..host.follows.len() {
-            let follow = &mut self.hosts[h].follows[f];
-            (follow.cut, follow.stale, follow.swapped, follow.lag) = (false, None, None, 20);
-            // What was lost on the way is not sent again.
-            self.break_watch(h, f, "the connection was reset");
-        }
-        for p in 0..self.hosts[h].poolers.len() {
-            self.hosts[h].poolers[p].console_dead = false;
-            let observes = self.hosts[h].config.mode == Mode::Observe;
-            let down = !self.hosts[h].poolers[p].up;
-            if down || observes || self.rng.one_in(2) {
-                self.mend_edits(h, p);
-            }
-            if down {
-                self.hosts[h].poolers[p].restart(now);
-            }
-        }
-        self.start_agent(h);
-    }
-
-    /// The operator takes a broken edit back.
-    fn mend_edits(&mut self, h: usize, p: usize) {
-        let pooler = &mut self.hosts[h].poolers[p];
-        for bytes in pooler.disk.parts.values_mut() {
-            let text = String::from_utf8_lossy(bytes).into_owned();
-            let text = text.replace("this is no line of an ini\n", "").replace(&format!("{REFUSED}\n"), "");
-            *bytes = text.into_bytes();
-        }
-        self.hint_files(h, p);
+    /// The change of a file is noticed.
+    pub fn hint_files(&mut self, h: usize, p: usize) {
+        let (run, pooler) = (self.hosts[h].run, self.hosts[h].poolers[p].name.clone());
+        let hint = Event::Hinted(Hint::FilesChanged { pooler });
+        self.later(Duration::from_millis(2), Thing::Tell(h, run, vec![hint]));
     }
 }
 

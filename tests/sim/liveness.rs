@@ -4,30 +4,60 @@ use crate::agent_host::Host;
 use crate::pgbouncer::PgBouncer;
 use crate::world::World;
 use pgsquire_core::config::{Mode, Route, RouteTo};
+use pgsquire_core::event::Event;
 use pgsquire_core::topology::Endpoint;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
 /// Everything is settled this long after it was mended, at the latest.
 const BOUND: u64 = 150;
+/// The operator comes to look after this.
+const OPERATOR_COMES: u64 = 50;
+/// Settled is what is so at so many looks, one a second …
+const SETTLED: u32 = 4;
 /// … and then stays as it is for this long.
-const STILL: u64 = 4;
+const STILL: u64 = 2;
 
 impl World {
     /// Waits until the world is settled, then looks whether it stays so.
     pub fn check_liveness(&mut self) {
-        let mut why = String::new();
-        for _ in 0..BOUND {
+        let (mut why, mut settled) = (String::new(), 0);
+        for second in 0..BOUND {
             self.run_for(Duration::from_secs(1));
             if self.violation.is_some() {
                 return;
             }
             match self.settled() {
-                Ok(()) => return self.check_stillness(),
-                Err(text) => why = text,
+                Ok(()) => settled += 1,
+                Err(text) => (why, settled) = (text, 0),
+            }
+            if settled == SETTLED {
+                return self.check_stillness();
+            }
+            if second == OPERATOR_COMES {
+                self.forget_terms();
             }
         }
         self.broken("L1", format!("not settled {BOUND} s after all was mended: {why}"));
+    }
+
+    /// Patroni itself went back to an older timeline (its store was rebuilt from a snapshot): the agents refuse that until
+    /// the operator says that it is right.
+    fn forget_terms(&mut self) {
+        for h in 0..self.hosts.len() {
+            for f in 0..self.hosts[h].follows.len() {
+                let cluster = &self.clusters[self.hosts[h].follows[f].cluster];
+                let leads = |m: &&crate::world::Member| Some(&m.name) == cluster.holder.as_ref();
+                let timeline = cluster.members.iter().find(leads).map_or(0, |m| m.pg.timeline);
+                let name = cluster.name.clone();
+                let kept = self.hosts[h].state.terms.get(&name).and_then(|term| term.timeline);
+                if kept.is_some_and(|kept| kept.0 > timeline) {
+                    self.hosts[h].memory.forget();
+                    let run = self.hosts[h].run;
+                    self.tell(h, run, vec![Event::TermForgotten { cluster: name }]);
+                }
+            }
+        }
     }
 
     fn check_stillness(&mut self) {

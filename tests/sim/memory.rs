@@ -63,13 +63,16 @@ impl Memory {
         for store in self.stores.values_mut() {
             store.read = None;
             store.newest = None;
-            if self.keep_failed {
-                store.ordered = 0;
-            }
         }
         if self.keep_failed {
-            self.poolers.values_mut().for_each(|pooler| pooler.timelines.clear());
+            self.forget();
             self.keep_failed = false;
         }
+    }
+
+    /// What the host knew of timelines is void.
+    pub fn forget(&mut self) {
+        self.stores.values_mut().for_each(|store| store.ordered = 0);
+        self.poolers.values_mut().for_each(|pooler| pooler.timelines.clear());
     }
 }

@@ -3,53 +3,65 @@
 use crate::faults::time_of_trouble;
 use crate::invariants::Violation;
 use crate::rng::Rng;
+use crate::scenarios::Scenario;
 use crate::setup::Setup;
 use crate::world::World;
 use pgsquire_core::rule::Rule;
+use std::time::Duration;
 
 /// A run that is over.
 pub struct Run {
-    /// Its seed.
-    pub seed: u64,
-    /// The rule that was broken on purpose.
-    pub broken: Option<Rule>,
+    seed: u64,
+    scenario: Option<&'static Scenario>,
+    broken: Option<Rule>,
     /// The invariant that was found broken.
     pub violation: Option<Violation>,
+    /// From the last promotion to the last host that has loaded it, if all write pools lead there.
+    pub followed: Option<Duration>,
     /// Its log, if it was kept.
     pub log: Vec<String>,
-    /// Steps of the world.
-    pub steps: u64,
 }
 
 impl Run {
     /// A world by chance.
     pub fn random(seed: u64, broken: Option<Rule>) -> Run {
-        Self::go(seed, broken, false)
+        Self::go(seed, None, broken, false)
+    }
+
+    /// A directed world; by chance are only the delays in it.
+    pub fn scenario(scenario: &'static Scenario, seed: u64, broken: Option<Rule>) -> Run {
+        Self::go(seed, Some(scenario), broken, false)
     }
 
     /// The same, with its log.
     pub fn again_with_log(&self) -> Run {
-        Self::go(self.seed, self.broken, true)
+        Self::go(self.seed, self.scenario, self.broken, true)
     }
 
-    fn go(seed: u64, broken: Option<Rule>, keep_log: bool) -> Run {
-        let setup = Setup { broken, ..Setup::random(&mut Rng::new(seed ^ 0xABCD_EF01)) };
-        let trouble = time_of_trouble(&setup);
+    fn go(seed: u64, scenario: Option<&'static Scenario>, broken: Option<Rule>, keep_log: bool) -> Run {
+        let by_chance = || Setup::random(&mut Rng::new(seed ^ 0xABCD_EF01));
+        let setup = Setup { broken, ..scenario.map_or_else(by_chance, |scenario| (scenario.setup)()) };
+        let trouble = scenario.map_or(time_of_trouble(&setup), |s| Duration::from_secs(s.lasts));
         let mut world = World::new(setup, seed, keep_log);
-        world.plan_faults(trouble);
+        match scenario {
+            Some(scenario) => world.plan_scenario(scenario),
+            None => world.plan_faults(trouble),
+        }
         world.run_for(trouble);
-        if world.violation.is_none() {
+        if world.violation.is_none() && scenario.is_none_or(|scenario| scenario.settles) {
             world.check_liveness();
         }
-        let World { violation, log, steps, .. } = world;
-        Run { seed, broken, violation, log: log.unwrap_or_default(), steps }
+        let followed = followed(&world);
+        let World { violation, log, .. } = world;
+        Run { seed, scenario, broken, violation, followed, log: log.unwrap_or_default() }
     }
 
     /// Its seed and what was found, in one line.
     pub fn headline(&self) -> String {
+        let what = self.scenario.map_or("by chance", |scenario| scenario.name);
         match &self.violation {
-            Some(v) => format!("seed {}: {} does not hold: {}", self.seed, v.invariant, v.text),
-            None => format!("seed {}: all holds", self.seed),
+            Some(v) => format!("seed {} ({what}): {} does not hold: {}", self.seed, v.invariant, v.text),
+            None => format!("seed {} ({what}): all holds", self.seed),
         }
     }
 
@@ -60,6 +72,15 @@ impl Run {
         let how = format!("SEED={} cargo test --test sim replay -- --nocapture", self.seed);
         format!("{}\n{}\n{how}", log[end..].join("\n"), self.headline())
     }
+}
+
+fn followed(world: &World) -> Option<Duration> {
+    let promoted = world.clusters[0].promoted?;
+    let poolers = world.hosts.iter().flat_map(|host| &host.poolers);
+    let moved: Option<Vec<Duration>> = poolers
+        .map(|pooler| pooler.moved.get("app").filter(|at| **at >= promoted).map(|at| at.since(promoted)))
+        .collect();
+    moved?.into_iter().max()
 }
 
 /// A number from the environment.

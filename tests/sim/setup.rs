@@ -24,7 +24,7 @@ use std::time::Duration;
 pub struct ClusterSetup {
     /// How many members.
     pub members: usize,
-    /// Replicas have the tag `noloadbalance`.
+    /// Members have the tag `noloadbalance`.
     pub noloadbalance: bool,
     /// Members are known by names, not addresses.
     pub names: bool,
@@ -200,7 +200,7 @@ impl World {
                 name,
                 ip,
                 port: if setup.mixed_ports && m == 1 { 5433 } else { 5432 },
-                noloadbalance: setup.noloadbalance && m > 0,
+                noloadbalance: setup.noloadbalance,
                 pg: Postgres::new(m > 0, 1),
                 patroni: Patroni::new(m == 0),
                 store_cut: false,
@@ -218,6 +218,7 @@ impl World {
             old_words: setup.old_words,
             rebuilt: None,
             holder: None,
+            promoted: None,
             lost: BTreeMap::new(),
         }
     }
@@ -279,6 +280,9 @@ impl World {
             status: None,
             trouble: Trouble { failing: if self.setup.calm { 0 } else { 3 }, ..Trouble::default() },
             clock: self.rng.millis(0, 900_000),
+            workers: 0,
+            workers_ready: Time::ZERO,
+            keeper_busy: Time::ZERO,
             disturbed: self.now,
             memory: Memory::default(),
             answers: Vec::new(),

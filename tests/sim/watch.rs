@@ -20,6 +20,7 @@ pub struct Follow {
     /// Messages of the watch take up to this many milliseconds.
     pub lag: u64,
     live: bool,
+    retrying: bool,
     watch: u64,
     sent: u64,
     last: Time,
@@ -35,6 +36,7 @@ impl Follow {
             swapped: None,
             lag: 20,
             live: false,
+            retrying: false,
             watch: 0,
             sent: 0,
             last: Time::ZERO,
@@ -44,6 +46,7 @@ impl Follow {
     /// The watch is gone, and what it had under way.
     pub fn stop(&mut self) {
         self.live = false;
+        self.retrying = false;
         self.watch += 1;
     }
 }
@@ -115,8 +118,17 @@ impl World {
         let cluster = self.clusters[follow.cluster].name.clone();
         let event = Event::StoreFailed { cluster, why: why.into() };
         self.later(Duration::from_millis(1), Thing::Tell(h, run, vec![event]));
-        let again = self.rng.millis(2, 500);
-        self.later(again, Thing::Reread(h, run, f));
+        self.retry(h, f, 2, 500);
+    }
+
+    /// The shell will read by itself, if there is no such plan yet.
+    fn retry(&mut self, h: usize, f: usize, from: u64, to: u64) {
+        let follow = &mut self.hosts[h].follows[f];
+        if !follow.live && !follow.retrying {
+            follow.retrying = true;
+            let (again, run) = (self.rng.millis(from, to), self.hosts[h].run);
+            self.later(again, Thing::Reread(h, run, f));
+        }
     }
 
     /// A message of a watch arrives.
@@ -132,6 +144,7 @@ impl World {
         if self.hosts[h].run != run || self.hosts[h].follows[f].live {
             return;
         }
+        self.hosts[h].follows[f].retrying = false;
         let started = self.host_time(h);
         let delay = self.rng.millis(1, 10);
         match self.read_for(h, f, started, delay) {
@@ -139,8 +152,6 @@ impl World {
             Err(why) => {
                 let cluster = self.clusters[self.hosts[h].follows[f].cluster].name.clone();
                 self.later(delay, Thing::Tell(h, run, vec![Event::StoreFailed { cluster, why }]));
-                let again = self.rng.millis(500, 3000);
-                self.later(again, Thing::Reread(h, run, f));
             }
         }
     }
@@ -150,11 +161,7 @@ impl World {
         let follow = &self.hosts[h].follows[f];
         let cluster = &self.clusters[follow.swapped.unwrap_or(follow.cluster)];
         if follow.cut || cluster.store.outage {
-            let (run, live) = (self.hosts[h].run, follow.live);
-            if !live {
-                let again = self.rng.millis(500, 3000);
-                self.later(again, Thing::Reread(h, run, f));
-            }
+            self.retry(h, f, 500, 3000);
             return Err("the store did not answer within 2s".into());
         }
         let view = match follow.stale {

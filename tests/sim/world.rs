@@ -61,6 +61,8 @@ pub struct Cluster {
     pub rebuilt: Option<Time>,
     /// Who holds the leader key.
     pub holder: Option<String>,
+    /// When a member last became writable by promotion.
+    pub promoted: Option<Time>,
     /// When members last lost it.
     pub lost: BTreeMap<String, Time>,
 }
@@ -90,8 +92,6 @@ pub enum Thing {
     Fault(Fault, bool),
     /// All is mended; nothing breaks any more.
     Heal,
-    /// Nothing happens: the invariants are looked at.
-    Look,
 }
 
 struct Slot {
@@ -224,7 +224,6 @@ impl World {
             Thing::StartAgent(h) => self.start_agent(h),
             Thing::Fault(fault, on) => self.fault(fault, on),
             Thing::Heal => self.heal(),
-            Thing::Look => {}
         }
     }
 

@@ -87,6 +87,8 @@ impl Agent {
         self.reconcile_poolers(&mut effects);
         let (questions, next) = self.schedule.due(&self.config, &self.observed, self.now);
         for (question, order, reason) in questions {
+            // An earlier one that was never answered is forgotten.
+            self.pending.retain(|_, p| !matches!(p, Pending::Question(q) if *q == question));
             effects.push(self.effect(order, reason, Some(Pending::Question(question))));
         }
         self.wake = next;
@@ -128,7 +130,6 @@ impl Agent {
                 if let Some(view) = self.observed.clusters.get_mut(&cluster) {
                     view.observe_read(&self.config, now, read);
                 }
-                self.schedule.answered(&Question::Store(cluster));
             }
             Event::StoreChanged { cluster, change } => {
                 let Some(view) = self.observed.clusters.get_mut(&cluster) else { return };
@@ -151,8 +152,10 @@ impl Agent {
         if let Some(pending) = self.pending.remove(&id) {
             return self.observe_answer(pending, started, outcome);
         }
-        let mine =
-            |(_, pooler): &(&String, &mut Pooler)| pooler.in_flight.as_ref().is_some_and(|f| f.id == id);
+        let any = !self.config.mutants.obey(Rule::OnceOnly);
+        let mine = |(_, pooler): &(&String, &mut Pooler)| {
+            pooler.in_flight.as_ref().is_some_and(|f| f.id == id || any)
+        };
         let Some((name, pooler)) = self.poolers.iter_mut().find(mine) else { return };
         let Some(InFlight { order, .. }) = pooler.in_flight.take() else { return };
         if order.changes() {

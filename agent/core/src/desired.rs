@@ -111,8 +111,17 @@ impl<'a> ClusterPlan<'a> {
                     ),
                 ),
             },
-            Err(reason) => Decision { target: None, reason: reason.clone() },
+            Err(reason) => Decision { target: self.without_knowing(), reason: reason.clone() },
         }
+    }
+
+    /// Nowhere: what is unknown moves nothing.
+    fn without_knowing(&self) -> Option<Target> {
+        if self.config.mutants.obey(Rule::HandsOff) {
+            return None;
+        }
+        let member = self.view.topology.members.values().next()?;
+        Some(one(&member.name, member.endpoint.as_ref()?))
     }
 
     fn to_local(&self) -> Decision {
@@ -124,6 +133,8 @@ impl<'a> ClusterPlan<'a> {
             Ok(topology) => topology,
             Err(reason) => return Decision { target: None, reason: reason.clone() },
         };
+        let leader = topology.leader.as_ref().filter(|_| !self.config.mutants.obey(Rule::LocalServer));
+        let name = leader.map_or(name, |leader| leader.name.as_str());
         match topology.members.get(name).map(|m| m.endpoint.as_ref()) {
             Some(Some(endpoint)) => Decision {
                 target: Some(one(name, endpoint)),
@@ -378,4 +389,117 @@ pub fn lint(
 /// The age of something, for people.
 pub fn aged(now: Time, seen: Option<Time>) -> String {
     seen.map_or_else(|| "never".into(), |seen| format!("{} ago", Human(now.since(seen))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::example::{at, config, keys, member, observed, read, route, view};
+    use crate::patroni::StoredValue;
+    use core::time::Duration;
+
+    /// A pooler of some version whose read route leads somewhere.
+    struct Known(Option<(u32, u32)>, Option<&'static str>);
+
+    impl PoolerFacts for Known {
+        fn version(&self, _: &str) -> Option<(u32, u32)> {
+            self.0
+        }
+        fn on_disk(&self, _: &str, _: &str) -> Option<Endpoint> {
+            Some(Endpoint { host: self.1?.into(), port: 5432 })
+        }
+    }
+
+    /// Where the read route leads if pg3 writes this about itself.
+    fn readers(pg3: &str, route: Route, known: &Known) -> Result<String, Rule> {
+        let mut config = config();
+        config.poolers[0].routes.insert("reports".into(), route);
+        let mut all = keys(1);
+        all.insert("members/pg3".into(), StoredValue { value: pg3.into(), revision: 6 });
+        let mut seen = observed(&config, at(1_000));
+        view(&mut seen).observe_read(&config, at(1_100), read(11, at(1_100), all));
+        view(&mut seen).raise_timeline(at(1_100), Timeline(1));
+        let term = view(&mut seen).term.clone();
+        view(&mut seen).kept = term;
+        let desired = plan(&config, &seen, known, at(1_200));
+        let decision = &desired.poolers["p"]["reports"];
+        decision.target.as_ref().map(|t| t.endpoint.to_string()).ok_or(decision.reason.rule)
+    }
+
+    #[test]
+    fn who_may_be_read() {
+        let modern = Known(Some((1, 18)), None);
+        let pg3 = |text: &str| readers(text, route(RouteTo::Replica), &modern);
+        let both = "10.0.0.2,10.0.0.3:5432";
+        assert_eq!(pg3(&member(3, "replica", "running", 1, "")).as_deref(), Ok(both));
+        for unfit in [
+            member(3, "replica", "starting", 1, ""),
+            member(3, "uninitialized", "running", 1, ""),
+            member(3, "replica", "running", 1, ",\"tags\":{\"noloadbalance\":true}"),
+            "{half".to_string(),
+        ] {
+            assert_eq!(pg3(&unfit).as_deref(), Ok("10.0.0.2:5432"), "{unfit}");
+        }
+    }
+
+    #[test]
+    fn a_lagging_replica_enters_at_half_of_the_limit_and_leaves_at_it() {
+        let limited = |limit| Route { max_lag: Some(limit), ..route(RouteTo::Replica) };
+        let behind = member(3, "replica", "running", 1, "").replace("1000", "400");
+        let (out, inside) = (Known(Some((1, 18)), Some("10.0.0.2")), Known(Some((1, 18)), Some("10.0.0.3")));
+        assert_eq!(readers(&behind, limited(1000), &out).as_deref(), Ok("10.0.0.2:5432"));
+        assert_eq!(readers(&behind, limited(1000), &inside).as_deref(), Ok("10.0.0.2,10.0.0.3:5432"));
+        assert_eq!(readers(&behind, limited(1200), &out).as_deref(), Ok("10.0.0.2,10.0.0.3:5432"));
+        assert_eq!(readers(&behind, limited(500), &inside).as_deref(), Ok("10.0.0.2:5432"));
+    }
+
+    #[test]
+    fn an_old_pooler_gets_one_host_and_keeps_it() {
+        let pg3 = member(3, "replica", "running", 1, "");
+        for kept in ["10.0.0.2", "10.0.0.3"] {
+            let old = Known(Some((1, 16)), Some(kept));
+            let at = readers(&pg3, route(RouteTo::Replica), &old);
+            assert_eq!(at, Ok(alloc::format!("{kept}:5432")));
+        }
+        assert_eq!(readers(&pg3, route(RouteTo::Replica), &Known(None, None)), Err(Rule::HandsOff));
+        let port = pg3.replace("5432", "5433");
+        let modern = Known(Some((1, 18)), None);
+        assert_eq!(readers(&port, route(RouteTo::Replica), &modern).as_deref(), Ok("10.0.0.2:5432"));
+        assert_eq!(
+            readers(&pg3, route(RouteTo::Any), &modern).as_deref(),
+            Ok("10.0.0.1,10.0.0.2,10.0.0.3:5432")
+        );
+    }
+
+    #[test]
+    fn without_readers_it_stays_or_goes_to_the_primary() {
+        let mut config = config();
+        let mut seen = observed(&config, at(1_000));
+        let mut all = keys(1);
+        all.retain(|key, _| key != "members/pg2" && key != "members/pg3");
+        view(&mut seen).observe_read(&config, at(1_100), read(11, at(1_100), all));
+        let term = view(&mut seen).term.clone();
+        view(&mut seen).kept = term;
+        let known = Known(Some((1, 18)), None);
+        let decide = |config: &Config| plan(config, &seen, &known, at(1_200)).poolers["p"]["reports"].clone();
+        assert_eq!(decide(&config).target, None);
+        let fallback = Route { fallback_primary: true, ..route(RouteTo::Replica) };
+        config.poolers[0].routes.insert("reports".into(), fallback);
+        assert_eq!(decide(&config).reason.rule, Rule::Fallback);
+        assert_eq!(decide(&config).target.expect("the primary").members, ["pg1"]);
+    }
+
+    #[test]
+    fn nothing_moves_before_the_term_is_kept_or_on_old_facts() {
+        let config = config();
+        let mut seen = observed(&config, at(1_000));
+        let known = Known(Some((1, 18)), None);
+        let rule = |seen: &Observed, now| plan(&config, seen, &known, now).poolers["p"]["app"].reason.rule;
+        assert_eq!(rule(&seen, at(1_100)), Rule::TermKept);
+        let term = view(&mut seen).term.clone();
+        view(&mut seen).kept = term;
+        assert_eq!(rule(&seen, at(1_100)), Rule::WritableLeader);
+        assert!(plan(&config, &seen, &known, at(11_000)).poolers["p"]["app"].target.is_some());
+        assert_eq!(rule(&seen, at(11_000) + Duration::from_micros(1)), Rule::FactAge);
+    }
 }

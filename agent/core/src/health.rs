@@ -3,7 +3,7 @@
 use crate::config::Config;
 use crate::desired::Decision;
 use crate::leader::term_kept;
-use crate::observed::{LOCAL_PROBE_AGE, Observed};
+use crate::observed::{Observed, PRIMARY_PROBE_AGE};
 use crate::pgbouncer::pools::{CONSOLE_AGE, Pooler};
 use crate::rule::{Reason, Rule};
 use crate::status::Verdict;
@@ -59,7 +59,7 @@ fn primary_until(config: &Config, observed: &Observed, now: Time) -> Result<(Str
     }
     let server = observed
         .local
-        .fresh(now, LOCAL_PROBE_AGE)
+        .fresh(now, PRIMARY_PROBE_AGE)
         .map_err(|why| no(format!("the PostgreSQL on this host: {why}")))?;
     if server.in_recovery && obey {
         return Err(no(format!("{name} is still in recovery")));
@@ -68,7 +68,7 @@ fn primary_until(config: &Config, observed: &Observed, now: Time) -> Result<(Str
     if server.timeline < term {
         return Err(no("the PostgreSQL on this host is on an older timeline".to_string()));
     }
-    let probe_end = observed.local.seen().unwrap_or(Time::ZERO) + LOCAL_PROBE_AGE;
+    let probe_end = observed.local.seen().unwrap_or(Time::ZERO) + PRIMARY_PROBE_AGE;
     let view_end = view.seen.unwrap_or(Time::ZERO) + cluster.max_fact_age;
     Ok((name.into(), lease_end.min(probe_end).min(view_end)))
 }
@@ -94,7 +94,7 @@ pub fn pool(
         if let Some(paused) = pooler.databases_of(entry).into_iter().find(is_paused) {
             return down(Rule::VerifyLinks, format!("{paused} is paused"));
         }
-        if !pooler.is_verified(entry, decision, now) {
+        if !pooler.is_serving(entry, decision, now) && config.mutants.obey(Rule::VerifyLinks) {
             return down(Rule::VerifyLinks, format!("{entry} is not verified yet"));
         }
     }
@@ -112,5 +112,57 @@ pub fn pool(
         up: true,
         reason: Reason::new(Rule::VerifyLinks, "every route is verified"),
         valid_until: until,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::LocalServer;
+    use crate::example::{at, keys, local_config, observed, read, view};
+    use crate::wal::Timeline;
+    use core::time::Duration;
+
+    fn server(in_recovery: bool) -> LocalServer {
+        LocalServer { in_recovery, timeline: Some(Timeline(1)), lsn: None }
+    }
+
+    #[test]
+    fn primary_up_ends_with_the_first_of_its_facts() {
+        let config = local_config();
+        let mut known = observed(&config, at(1_000));
+        assert!(!primary(&config, &known, at(1_000)).up, "the server was not asked");
+        known.local.learn(server(false), at(2_000));
+        let end = |known: &Observed| primary(&config, known, at(2_100)).valid_until;
+        assert_eq!(end(&known), at(3_000), "the server's word");
+        view(&mut known).lease = Some((at(1_000), Duration::from_millis(1_500)));
+        assert_eq!(end(&known), at(2_500), "the lease");
+        view(&mut known).lease = Some((at(1_000), Duration::from_secs(1)));
+        assert!(!primary(&config, &known, at(2_100)).up, "the lease has ended");
+        known.local.learn(server(false), at(10_900));
+        view(&mut known).lease = Some((at(1_000), Duration::from_secs(60)));
+        assert_eq!(
+            primary(&config, &known, at(10_950)).valid_until,
+            at(11_000),
+            "the age of the store's answer"
+        );
+        assert!(primary(&config, &known, at(11_000)).is_up(at(11_000)));
+        assert!(!primary(&config, &known, at(11_000)).is_up(at(11_001)));
+    }
+
+    #[test]
+    fn what_makes_primary_red() {
+        let config = local_config();
+        let mut known = observed(&config, at(1_000));
+        known.local.learn(server(true), at(1_100));
+        assert!(!primary(&config, &known, at(1_200)).up, "in recovery");
+        known.local.learn(server(false), at(1_300));
+        assert!(primary(&config, &known, at(1_400)).up);
+        view(&mut known).raise_timeline(at(1_400), Timeline(2));
+        assert!(!primary(&config, &known, at(1_400)).up, "an older timeline");
+        let mut known = observed(&config, at(1_000));
+        known.local.learn(server(false), at(1_100));
+        view(&mut known).observe_read(&config, at(1_200), read(11, at(1_200), keys(2)));
+        assert_eq!(primary(&config, &known, at(1_300)).reason.text, "pg2 holds the leader key");
     }
 }

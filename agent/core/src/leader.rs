@@ -155,3 +155,57 @@ pub fn term_kept(config: &Config, view: &ClusterView) -> Result<(), Reason> {
     }
     Err(Reason::new(Rule::TermKept, "the new term is being written to the state folder"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::example::{at, config, keys, observed, read, rest, view};
+    use crate::patroni::MemberStatus;
+
+    #[test]
+    fn what_speaks_against_a_leader() {
+        let asked = |status: MemberStatus, started: Time| {
+            let config = config();
+            let mut known = observed(&config, at(1_000));
+            let view = view(&mut known);
+            view.raise_timeline(at(1_000), Timeline(1));
+            view.asked.clear();
+            view.observe_member("pg1", started, Ok(status));
+            writable_leader(&config, &config.clusters[0], &known, at(11_000)).map_err(|reason| reason.rule)
+        };
+        let up = |code, state, timeline| rest(code, "primary", state, timeline);
+        assert_eq!(asked(up(200, "running", 1), at(2_000)).map(|l| l.name), Ok("pg1".into()));
+        assert_eq!(asked(up(503, "running", 1), at(2_000)), Err(Rule::WritableLeader));
+        assert_eq!(asked(up(200, "stopping", 1), at(2_000)), Err(Rule::WritableLeader));
+        assert_eq!(asked(rest(200, "replica", "running", 1), at(2_000)), Err(Rule::WritableLeader));
+        // Older than `max_fact_age`, or from before it led.
+        assert_eq!(asked(up(200, "running", 1), at(1_000)).map(|l| l.timeline), Ok(Timeline(1)));
+        assert_eq!(asked(up(200, "running", 1), at(999)), Err(Rule::WritableLeader));
+    }
+
+    #[test]
+    fn an_older_timeline_and_a_second_primary_hold_it() {
+        let config = config();
+        let mut known = observed(&config, at(1_000));
+        let rule = |known: &Observed| {
+            writable_leader(&config, &config.clusters[0], known, at(1_500)).map_err(|reason| reason.rule)
+        };
+        assert!(rule(&known).is_ok());
+        view(&mut known).observe_member("pg2", at(1_200), Ok(rest(503, "primary", "running", 1)));
+        assert_eq!(rule(&known), Err(Rule::TwoPrimaries));
+        view(&mut known).observe_member("pg2", at(1_300), Ok(rest(503, "replica", "running", 1)));
+        assert!(rule(&known).is_ok());
+        view(&mut known).raise_timeline(at(1_400), Timeline(2));
+        assert_eq!(rule(&known), Err(Rule::TermTimeline));
+    }
+
+    #[test]
+    fn a_new_leader_is_asked_anew() {
+        let config = config();
+        let mut known = observed(&config, at(1_000));
+        view(&mut known).observe_member("pg2", at(1_100), Ok(rest(200, "primary", "running", 1)));
+        view(&mut known).observe_read(&config, at(1_200), read(11, at(1_200), keys(2)));
+        let reason = writable_leader(&config, &config.clusters[0], &known, at(1_300)).unwrap_err();
+        assert_eq!(reason.text, "pg2 leads; its REST API has not answered yet");
+    }
+}

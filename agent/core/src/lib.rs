@@ -13,6 +13,8 @@ pub mod config;
 pub mod desired;
 pub mod effect;
 pub mod event;
+#[cfg(test)]
+mod example;
 pub mod health;
 pub mod leader;
 pub mod observed;

@@ -15,6 +15,9 @@ use core::time::Duration;
 
 /// The local server is unknown after this long without an answer, whatever `max_fact_age`.
 pub const LOCAL_PROBE_AGE: Duration = Duration::from_secs(2);
+/// For "primary: up" its word counts for less: a graceful switchover may have another primary a second after this one
+/// stopped (`patroni/ha.py`), and a driver that hangs goes on showing its last verdict until that ends.
+pub const PRIMARY_PROBE_AGE: Duration = Duration::from_secs(1);
 
 /// Something we asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -405,10 +408,106 @@ impl Observed {
         }
     }
 
+    /// Whether the store says that the member on this host leads.
+    pub fn leads_here(&self, config: &Config) -> bool {
+        let Some(local) = &config.local else { return false };
+        let leader = self.clusters.get(&local.cluster).and_then(|view| view.topology.leader.as_ref());
+        leader.is_some_and(|leader| self.local_member(config) == Some(&leader.name))
+    }
+
     /// Name of the member on this host: as its Patroni says, else the node's name.
     pub fn local_member<'a>(&'a self, config: &'a Config) -> Option<&'a str> {
         config.local.as_ref()?;
         let told = self.local_patroni.last().and_then(|status| status.name.as_deref());
         Some(told.unwrap_or(&config.node))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::example::{at, config, keys, member, observed, read, rest, view};
+    use crate::patroni::StoredValue;
+
+    fn leader(observed: &mut Observed) -> Option<String> {
+        view(observed).topology.leader.as_ref().map(|leader| leader.name.clone())
+    }
+
+    #[test]
+    fn an_older_read_is_refused() {
+        let config = config();
+        let mut known = observed(&config, at(1_000));
+        view(&mut known).observe_read(&config, at(2_000), read(9, at(1_900), keys(2)));
+        assert_eq!(leader(&mut known), Some("pg1".into()));
+        assert_eq!(view(&mut known).candidate.as_ref().map(|c| c.reason.rule), Some(Rule::OlderView));
+        // Still followed: what is known is no worse for it.
+        assert!(view(&mut known).usable(&config, &config.clusters[0], at(2_000)).is_ok());
+    }
+
+    #[test]
+    fn a_read_that_crossed_a_change_is_no_candidate() {
+        let config = config();
+        let mut known = observed(&config, at(1_000));
+        let change =
+            StoreChange { store: "s".into(), revision: 12, changes: [("leader".into(), None)].into() };
+        assert!(view(&mut known).observe_change(&config, at(2_000), change));
+        view(&mut known).observe_read(&config, at(2_100), read(11, at(1_990), keys(1)));
+        assert_eq!(leader(&mut known), None);
+        assert_eq!(view(&mut known).candidate, None);
+    }
+
+    #[test]
+    fn an_older_view_without_a_lease_is_never_confirmed() {
+        let config = config();
+        for (ttl, confirmed) in [(None, false), (Some(Duration::from_secs(9)), true)] {
+            let mut known = observed(&config, at(1_000));
+            let old = StoreRead { leader_ttl: ttl, ..read(9, at(1_900), keys(1)) };
+            view(&mut known).observe_read(&config, at(2_000), old);
+            for (name, code, role) in
+                [("pg1", 200, "primary"), ("pg2", 503, "replica"), ("pg3", 503, "replica")]
+            {
+                view(&mut known).observe_member(name, at(2_100), Ok(rest(code, role, "running", 1)));
+            }
+            let view = view(&mut known);
+            let candidate = view.candidate.as_ref().expect("it was refused");
+            assert_eq!(candidate.is_confirmed(&view.topology, at(2_200), Duration::from_secs(10)), confirmed);
+        }
+    }
+
+    #[test]
+    fn a_stranger_does_not_vouch_for_himself() {
+        let config = config();
+        let mut known = observed(&config, at(1_000));
+        let mut strange = keys(1);
+        strange.remove("members/pg1");
+        strange.insert("leader".into(), StoredValue { value: b"db9".to_vec(), revision: 3 });
+        let text = member(9, "primary", "running", 1, "").into_bytes();
+        strange.insert("members/db9".into(), StoredValue { value: text, revision: 3 });
+        let read = StoreRead { store: "other".into(), ..read(9, at(1_900), strange) };
+        view(&mut known).observe_read(&config, at(2_000), read);
+        view(&mut known).observe_member("db9", at(2_100), Ok(rest(200, "primary", "running", 1)));
+        let view = view(&mut known);
+        let candidate = view.candidate.as_ref().expect("it was refused");
+        assert!(!candidate.is_confirmed(&view.topology, at(2_200), Duration::from_secs(10)));
+        assert_eq!(
+            view.usable(&config, &config.clusters[0], at(2_200)).unwrap_err().rule,
+            Rule::StrangeStore
+        );
+    }
+
+    #[test]
+    fn another_store_of_the_same_system_keeps_the_timeline() {
+        let config = config();
+        for (system, timeline) in [("777", Some(Timeline(4))), ("888", None)] {
+            let mut known = observed(&config, at(1_000));
+            view(&mut known).raise_timeline(at(1_000), Timeline(4));
+            let mut new = keys(2);
+            new.insert("initialize".into(), StoredValue { value: system.into(), revision: 2 });
+            let read = StoreRead { store: "new".into(), ..read(3, at(1_900), new) };
+            view(&mut known).observe_read(&config, at(2_000), read);
+            view(&mut known).follow_candidate(at(2_100));
+            let term = view(&mut known).term.clone().expect("there is a leader");
+            assert_eq!((term.store.as_str(), term.timeline), ("new", timeline));
+        }
     }
 }

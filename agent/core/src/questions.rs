@@ -13,6 +13,8 @@ use core::time::Duration;
 
 /// Pause between probes of the local server.
 const LOCAL_PAUSE: Duration = Duration::from_millis(500);
+/// … of one that leads: a verdict rests on it.
+const LEADING_PAUSE: Duration = Duration::from_millis(250);
 /// Pause between questions to a member whose answer is a settled matter.
 const MEMBER_PAUSE: Duration = Duration::from_secs(1);
 /// Pause between questions to a new leader that is about to become writable: each is one short request.
@@ -117,7 +119,7 @@ fn wishes(config: &Config, observed: &Observed, now: Time) -> Vec<Wish> {
         if local.probe {
             wishes.push(Wish {
                 question: Question::Local,
-                pause: LOCAL_PAUSE,
+                pause: if observed.leads_here(config) { LEADING_PAUSE } else { LOCAL_PAUSE },
                 order: Order::ProbeLocal,
                 reason: Reason::new(Rule::PrimaryUp, "only the server knows whether it is in recovery"),
             });

@@ -198,6 +198,7 @@ impl Pooler {
                 if self.disk.last().is_none_or(|disk| disk.files != files) {
                     // Not our own write, that is noted as it is done: somebody edited, which may mend what was refused.
                     self.refused_reloads = 0;
+                    self.reload_unseen = false;
                     self.proved_good = false;
                     self.disk.learn(Disk::new(files), started);
                 } else if let Fact::Known { seen, .. } = &mut self.disk {
@@ -233,7 +234,12 @@ impl Pooler {
 
     fn succeeded(&mut self, now: Time, order: PoolerOrder) {
         match order {
-            PoolerOrder::Write { files, .. } => {
+            PoolerOrder::Write { files, keep_rejected } => {
+                // A RELOAD of before says nothing about this content.
+                self.reload_unseen = false;
+                if keep_rejected {
+                    self.refused_reloads = 0;
+                }
                 if let Fact::Known { value: disk, seen } = &mut self.disk {
                     for (path, (_, wanted)) in files {
                         disk.files.parts.insert(path, wanted);
@@ -280,7 +286,10 @@ impl Pooler {
 
     /// Nothing is under way any more; whatever was, is found out by looking.
     pub fn start_over(&mut self, now: Time) {
-        self.in_flight = None;
+        if let Some(lost) = self.in_flight.take() {
+            let why = "the configuration was read again meanwhile".into();
+            self.observe_done(now, lost.since, lost.order, Outcome::Failed { why });
+        }
         self.files_due = now;
         self.look_soon(now);
     }
@@ -354,14 +363,21 @@ impl Pooler {
         (count, stale)
     }
 
-    /// Whether wanted = on disk = loaded and no link leads elsewhere, on a console that was seen lately.
-    pub fn is_verified(&self, entry: &str, decision: &Decision, now: Time) -> bool {
+    /// Whether clients are led where they must be: wanted = loaded and no link leads elsewhere, on a console that was seen
+    /// lately.
+    pub fn is_serving(&self, entry: &str, decision: &Decision, now: Time) -> bool {
         let Some(target) = &decision.target else { return false };
         self.console.fresh(now, CONSOLE_AGE).is_ok()
             && !self.reload_unseen
-            && self.disk.last().is_some_and(|disk| disk.entries.get(entry) == Some(&target.endpoint))
             && self.is_loaded(entry, &target.endpoint)
             && self.links(entry, target).1.is_empty()
+    }
+
+    /// Whether it is so, and will be after a restart of PgBouncer: the file on disk says the same.
+    pub fn is_verified(&self, entry: &str, decision: &Decision, now: Time) -> bool {
+        let Some(target) = &decision.target else { return false };
+        self.disk.last().is_some_and(|disk| disk.entries.get(entry) == Some(&target.endpoint))
+            && self.is_serving(entry, decision, now)
     }
 
     /// What stands in the way, for people.

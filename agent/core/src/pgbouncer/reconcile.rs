@@ -79,7 +79,7 @@ fn wanted(decisions: &Decisions) -> BTreeMap<String, Endpoint> {
 fn write(config: &Config, pooler: &Pooler, decisions: &Decisions) -> Option<(PoolerOrder, Reason)> {
     let disk = pooler.disk.last()?;
     let wanted = wanted(decisions);
-    if let Some(order) = put_last_good_back(config, pooler, disk, &wanted) {
+    if let Some(order) = put_last_good_back(config, pooler, disk, decisions) {
         return Some(order);
     }
     let differs = |(entry, endpoint): &(&String, &Endpoint)| disk.entries.get(*entry) != Some(endpoint);
@@ -119,14 +119,15 @@ fn put_last_good_back(
     config: &Config,
     pooler: &Pooler,
     disk: &Disk,
-    wanted: &BTreeMap<String, Endpoint>,
+    decisions: &Decisions,
 ) -> Option<(PoolerOrder, Reason)> {
+    let wanted = wanted(decisions);
     let stuck = is_broken(disk) && wanted.iter().any(|(entry, to)| !pooler.is_loaded(entry, to));
     if pooler.refused_reloads < 2 && !stuck || !config.mutants.obey(Rule::LastGood) {
         return None;
     }
     let mut good = Disk::new(pooler.good.clone()?);
-    for (path, bytes) in good.retarget(wanted).ok()? {
+    for (path, bytes) in good.retarget(&routes_of_now(pooler, disk, decisions)?).ok()? {
         good.files.parts.insert(path, bytes);
     }
     let mut files = BTreeMap::new();
@@ -139,6 +140,18 @@ fn put_last_good_back(
     let text = format!("PgBouncer did not load {}: the last good one goes back", disk.files.root);
     (!files.is_empty())
         .then(|| (PoolerOrder::Write { files, keep_rejected: true }, Reason::new(Rule::LastGood, text)))
+}
+
+/// Where the entries of an old file must lead when it comes back: where they are wanted, else where the refused file led
+/// them (our last word), else where they are loaded. What is unknown moves nothing, and nothing moves back in time.
+fn routes_of_now(pooler: &Pooler, disk: &Disk, decisions: &Decisions) -> Option<BTreeMap<String, Endpoint>> {
+    let now = |(entry, decision): (&String, &Decision)| {
+        let wanted = decision.target.as_ref().map(|target| target.endpoint.clone());
+        let endpoint =
+            wanted.or_else(|| disk.entries.get(entry).cloned()).or_else(|| pooler.loaded(entry))?;
+        Some((entry.clone(), endpoint))
+    };
+    decisions.iter().map(now).collect()
 }
 
 /// Whether PgBouncer cannot load what is on disk. A file that only we cannot read is no such thing.
@@ -314,13 +327,15 @@ fn stale_databases(pooler: &Pooler, entry: &str, stale: &[Endpoint]) -> Vec<Stri
 
 fn keep_good(pooler: &Pooler, decisions: &Decisions, now: Time) -> Option<(PoolerOrder, Reason)> {
     let disk = pooler.disk.last()?;
-    let settled = |(entry, decision): (&String, &Decision)| match decision.target {
-        Some(_) => pooler.is_verified(entry, decision, now),
-        None => pooler.loaded(entry).as_ref() == disk.entries.get(entry),
+    let is_loaded = |entry: &String| match disk.entries.get(entry) {
+        Some(endpoint) => pooler.is_loaded(entry, endpoint),
+        None => pooler.loaded(entry).is_none(),
     };
     let worth = pooler.proved_good || pooler.good.is_none();
     if !worth
+        || pooler.reload_unseen
         || pooler.look_due <= now
+        || pooler.console.fresh(now, CONSOLE_AGE).is_err()
         || pooler.good.as_ref() == Some(&disk.files)
         || !disk.problems.is_empty()
     {
@@ -328,7 +343,7 @@ fn keep_good(pooler: &Pooler, decisions: &Decisions, now: Time) -> Option<(Poole
     }
     let text = "this file is loaded: it is what a broken one would be replaced with";
     let keep = PoolerOrder::KeepGood { files: disk.files.clone() };
-    decisions.iter().all(settled).then(|| (keep, Reason::new(Rule::LastGood, text)))
+    decisions.keys().all(is_loaded).then(|| (keep, Reason::new(Rule::LastGood, text)))
 }
 
 /// Brings the pooler's own notes up to date with a look: what is verified, which links are stale since when.
@@ -405,4 +420,209 @@ pub fn note_moves(pooler: &mut Pooler, decisions: &Decisions, now: Time) {
 pub fn may_change(config: &Config, pooler: &Pooler, now: Time) -> bool {
     let enforce = config.mode == Mode::Enforce || !config.mutants.obey(Rule::ObserveMode);
     enforce && (pooler.back_off.until <= now || !config.mutants.obey(Rule::BackOff))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::agent::Agent;
+    use crate::effect::{EffectId, Order};
+    use crate::event::{Event, Outcome, Restored};
+    use crate::example::{at, config, keys, read};
+    use crate::pgbouncer::console::{ConsoleView, LoadedDatabase, ServerLink};
+    use crate::pgbouncer::ini::Files;
+
+    const INI: &str = "[databases]\napp = host=10.0.0.9 port=5432\n[pgbouncer]\nserver_login_retry = 4\n";
+
+    /// An agent whose world is played by the test, one order at a time.
+    struct Play {
+        agent: Agent,
+        now: u64,
+        waiting: Vec<(EffectId, Order)>,
+    }
+
+    impl Play {
+        /// The write route must lead to 10.0.0.1; nothing is known of the pooler yet.
+        fn new() -> Self {
+            let mut config = config();
+            config.poolers[0].routes.remove("reports");
+            let agent = Agent::new(config, Restored::default(), at(0));
+            let mut play = Play { agent, now: 0, waiting: Vec::new() };
+            play.tell(Event::StoreRead { cluster: "main".into(), read: read(10, at(1), keys(1)) });
+            play
+        }
+
+        fn tell(&mut self, event: Event) {
+            self.now += 1;
+            let effects = self.agent.handle(at(self.now), event);
+            self.waiting.extend(effects.into_iter().map(|effect| (effect.id, effect.order)));
+            let body = br#"{"state":"running","role":"primary","timeline":1,"xlog":{"location":9}}"#.to_vec();
+            let others = self.waiting.extract_if(.., |(_, order)| !matches!(order, Order::Pooler { .. }));
+            for (id, order) in others.collect::<Vec<_>>() {
+                let outcome = match order {
+                    Order::AskMember { .. } => Outcome::Member { code: 200, body: body.clone() },
+                    Order::Record(_) => continue,
+                    Order::ReadStore { cluster } => {
+                        let read = read(10, at(self.now), keys(1));
+                        self.tell(Event::StoreRead { cluster, read });
+                        Outcome::Done
+                    }
+                    _ => Outcome::Done,
+                };
+                self.tell(Event::Done { id, started: at(self.now), outcome });
+            }
+        }
+
+        /// Time passes until the pooler gets an order; it is to be answered by [`answer`](Self::answer).
+        fn next(&mut self) -> PoolerOrder {
+            for _ in 0..3000 {
+                if let [(_, Order::Pooler { order, .. }), ..] = self.waiting.as_slice() {
+                    return order.clone();
+                }
+                self.now += 10;
+                self.tell(Event::Tick);
+            }
+            panic!("there is no order for the pooler");
+        }
+
+        fn answer(&mut self, outcome: Outcome) {
+            let (id, _) = self.waiting.remove(0);
+            self.tell(Event::Done { id, started: at(self.now), outcome });
+        }
+
+        /// The next order that changes something. Questions before it are answered.
+        fn next_change(&mut self, ini: &str, loaded: &str) -> PoolerOrder {
+            for _ in 0..40 {
+                match self.next() {
+                    PoolerOrder::ReadFiles => self.answer(Outcome::Files(Files::new("/p.ini", "/", ini))),
+                    PoolerOrder::Look => self.answer(Outcome::Console(console(loaded, loaded))),
+                    order => return order,
+                }
+            }
+            panic!("no change");
+        }
+    }
+
+    fn console(loaded: &str, link: &str) -> ConsoleView {
+        let row = LoadedDatabase { name: "app".into(), host: Some(loaded.into()), port: 5432, paused: false };
+        let (database, state) = ("app".into(), "idle".into());
+        let link = ServerLink { database, state, addr: link.into(), port: 5432 };
+        ConsoleView {
+            version: (1, 18),
+            databases: [row].into(),
+            servers: [link].into(),
+            ..Default::default()
+        }
+    }
+
+    fn written(order: &PoolerOrder) -> String {
+        let PoolerOrder::Write { files, .. } = order else { panic!("no write, but {order}") };
+        String::from_utf8(files["/p.ini"].1.clone()).expect("it is text")
+    }
+
+    #[test]
+    fn a_move_is_write_reload_lower_look_keep_and_give_back() {
+        let mut play = Play::new();
+        let new = INI.replace("10.0.0.9", "10.0.0.1");
+        let write = play.next_change(INI, "10.0.0.9");
+        assert_eq!(written(&write), new);
+        play.answer(Outcome::Done);
+        assert_eq!(play.next_change(&new, "10.0.0.9"), PoolerOrder::Reload);
+        play.answer(Outcome::Done);
+        assert_eq!(play.next(), PoolerOrder::BorrowLoginRetry { value: "4".into() });
+        play.answer(Outcome::Done);
+        assert_eq!(play.next(), PoolerOrder::Look);
+        let lowered = play.now;
+        let keep = play.next_change(&new, "10.0.0.1");
+        assert!(matches!(keep, PoolerOrder::KeepGood { .. }), "{keep}");
+        play.answer(Outcome::Done);
+        let back = play.next_change(&new, "10.0.0.1");
+        assert_eq!(back, PoolerOrder::ReturnLoginRetry { value: "4".into() });
+        assert!(play.now - lowered >= 5_000, "a mark may hold a pool up for so long");
+    }
+
+    #[test]
+    fn a_file_that_changed_meanwhile_is_read_before_it_is_written() {
+        let mut play = Play::new();
+        play.next_change(INI, "10.0.0.9");
+        play.answer(Outcome::ChangedMeanwhile);
+        assert_eq!(play.next(), PoolerOrder::ReadFiles);
+        let edited = format!("; by hand\n{INI}");
+        let write = play.next_change(&edited, "10.0.0.9");
+        assert!(written(&write).starts_with("; by hand\n"));
+    }
+
+    #[test]
+    fn a_lowered_login_retry_without_an_answer_is_given_back() {
+        let mut play = Play::new();
+        let new = INI.replace("10.0.0.9", "10.0.0.1");
+        let first = play.next_change(&new, "10.0.0.9");
+        assert_eq!(first, PoolerOrder::Reload);
+        play.answer(Outcome::Done);
+        assert!(matches!(play.next(), PoolerOrder::BorrowLoginRetry { .. }));
+        play.answer(Outcome::Failed { why: "no answer".into() });
+        let mut orders = Vec::new();
+        while !matches!(orders.last(), Some(PoolerOrder::ReturnLoginRetry { .. })) {
+            orders.push(play.next_change(&new, "10.0.0.1"));
+            play.answer(Outcome::Done);
+        }
+        assert_eq!(orders.last(), Some(&PoolerOrder::ReturnLoginRetry { value: "4".into() }));
+    }
+
+    #[test]
+    fn a_broken_file_is_replaced_when_a_route_must_move_and_only_then() {
+        let mut play = Play::new();
+        let good = INI.replace("10.0.0.9", "10.0.0.1");
+        let keep = play.next_change(&good, "10.0.0.1");
+        assert!(matches!(keep, PoolerOrder::KeepGood { .. }), "{keep}");
+        play.answer(Outcome::Done);
+        let broken = format!("{good}this is no line\n");
+        for _ in 0..30 {
+            match play.next() {
+                PoolerOrder::ReadFiles => {
+                    play.answer(Outcome::Files(Files::new("/p.ini", "/", broken.as_str())))
+                }
+                PoolerOrder::Look => play.answer(Outcome::Console(console("10.0.0.1", "10.0.0.1"))),
+                order => panic!("{order}, although the route leads where it must"),
+            }
+        }
+        let moved = play.next_change(&broken, "10.0.0.9");
+        assert!(matches!(moved, PoolerOrder::Write { keep_rejected: true, .. }), "{moved}");
+        assert_eq!(written(&moved), good);
+    }
+
+    #[test]
+    fn links_that_stay_are_reconnected_then_cut_but_not_before_the_route_is_loaded() {
+        let mut play = Play::new();
+        let new = INI.replace("10.0.0.9", "10.0.0.1");
+        let mut orders = Vec::new();
+        while orders.len() < 4 {
+            match play.next() {
+                PoolerOrder::ReadFiles => {
+                    play.answer(Outcome::Files(Files::new("/p.ini", "/", new.as_str())))
+                }
+                PoolerOrder::Look => play.answer(Outcome::Console(console("10.0.0.1", "10.0.0.9"))),
+                order => {
+                    orders.extend((!matches!(order, PoolerOrder::KeepGood { .. })).then_some(order));
+                    play.answer(Outcome::Done);
+                }
+            }
+        }
+        let stale = [Endpoint { host: "10.0.0.9".into(), port: 5432 }];
+        assert_eq!(orders[0], PoolerOrder::Reconnect { database: "app".into() });
+        assert_eq!(orders[1], PoolerOrder::Cut { database: "app".into(), stale: stale.into() });
+        // Level, not edge: what is still there is cut again.
+        assert_eq!(orders[2], orders[1]);
+        assert!(play.now >= 30_000, "each time after `stale_after`");
+    }
+
+    #[test]
+    fn an_order_without_an_answer_counts_as_failed() {
+        let mut play = Play::new();
+        assert!(matches!(play.next_change(INI, "10.0.0.9"), PoolerOrder::Write { .. }));
+        play.waiting.clear();
+        let asked = play.now;
+        assert_eq!(play.next(), PoolerOrder::ReadFiles);
+        assert!(play.now - asked >= 20_000);
+    }
 }
