@@ -1,3 +1,10 @@
 //! The agent on real clusters: etcd, Patroni, PostgreSQL, PgBouncer and clients, all brought up by the lab.
+//!
+//! Each test has a lab of its own and waits for facts, each with a deadline. The tests that are ignored by default are
+//! the matrix: `make test-matrix`.
 
 mod follow;
+mod ini;
+mod kill;
+mod ledger;
+mod site;
