@@ -12,17 +12,17 @@ const CLIENTS: usize = 16;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn five_switchovers_under_load() -> Result<()> {
-    with(write_and_read(spec()), async |site| follow(site, 5).await).await
+    with(write_and_read(spec()), async |site| follow(site, 5, "primary").await).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "part of the matrix"]
 async fn twenty_switchovers_under_load() -> Result<()> {
-    with(write_and_read(spec()), async |site| follow(site, 20).await).await
+    with(write_and_read(spec()), async |site| follow(site, 20, "primary").await).await
 }
 
-/// Switchovers with everything that must hold during and after them.
-pub async fn follow(site: &mut Site, switchovers: usize) -> Result<()> {
+/// Switchovers with everything that must hold during and after them. `word` is what Patroni calls a primary.
+pub async fn follow(site: &mut Site, switchovers: usize, word: &str) -> Result<()> {
     let before =
         [("write", site.edit_ini("write", hand_written)?), ("read", site.edit_ini("read", hand_written)?)];
     let login_retry = site.setting("write", "server_login_retry").await?;
@@ -41,7 +41,7 @@ pub async fn follow(site: &mut Site, switchovers: usize) -> Result<()> {
     let rows = ledger::complete(site, &site.leader().await?, &load, start).await?;
     site.step(&format!("all {rows} acknowledged rows are there"));
     for leader in &leaders {
-        site.recorded(leader, "callback", "on_role_change primary").await?;
+        site.recorded(leader, "callback", &format!("on_role_change {word}")).await?;
     }
     // It was lowered, and is back at the end.
     site.recorded("write", "order", "SET server_login_retry = 0").await?;

@@ -53,7 +53,7 @@ async fn patroni_killed(site: &mut Site, load: &Load) -> Result<()> {
 }
 
 /// PostgreSQL of the primary dies and Patroni starts it again: nothing moves, and nothing is lost.
-async fn postgres_killed(site: &mut Site, load: &Load, start: Instant) -> Result<()> {
+pub async fn postgres_killed(site: &mut Site, load: &Load, start: Instant) -> Result<()> {
     let old = site.leader().await?;
     let before = site.ini("write")?;
     site.step(&format!("PostgreSQL of {old} is killed"));
@@ -69,7 +69,7 @@ async fn postgres_killed(site: &mut Site, load: &Load, start: Instant) -> Result
 }
 
 /// Waits for another leader and for all pools to follow it.
-async fn follow_another(site: &Site, old: &str) -> Result<String> {
+pub async fn follow_another(site: &Site, old: &str) -> Result<String> {
     fact(&format!("another leader than {old}"), || async {
         let leader = site.leader().await?;
         ensure!(leader != old, "{leader} leads");
@@ -83,7 +83,7 @@ async fn follow_another(site: &Site, old: &str) -> Result<String> {
 }
 
 /// Waits until every client has committed on the leader, and finds all that they were told from then on.
-async fn commits_on(site: &Site, load: &Load, leader: &str) -> Result<()> {
+pub async fn commits_on(site: &Site, load: &Load, leader: &str) -> Result<()> {
     let server = site.address(leader)?;
     let since = load.wait_all_committed(Instant::now(), Some(server), PATIENCE).await?;
     load.wait_all_committed(since, Some(server), PATIENCE).await?;

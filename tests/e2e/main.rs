@@ -3,8 +3,15 @@
 //! Each test has a lab of its own and waits for facts, each with a deadline. The tests that are ignored by default are
 //! the matrix: `make test-matrix`.
 
+mod agent_faults;
+mod bad_input;
 mod follow;
 mod ini;
 mod kill;
 mod ledger;
+mod observe;
+mod partition;
+mod routes;
 mod site;
+mod stale;
+mod versions;
