@@ -57,7 +57,7 @@ async fn unreadable(site: &Site) -> Result<()> {
     let old = site.leader().await?;
     let (path, before) = (site.ini_path("write")?, site.ini("write")?);
     let mode = fs::metadata(&path)?.permissions();
-    fs::set_permissions(&path, Permissions::from_mode(0))?;
+    fs::set_permissions(&path, Permissions::from_mode(0o000))?;
     site.troubled("write", "ermission denied").await?;
     let leader = site.switchover(None).await?;
     site.wait_healthy(PATIENCE).await?;

@@ -69,7 +69,7 @@ pub async fn postgres_killed(site: &mut Site, load: &Load, start: Instant) -> Re
 }
 
 /// Waits for another leader and for all pools to follow it.
-pub async fn follow_another(site: &Site, old: &str) -> Result<String> {
+async fn follow_another(site: &Site, old: &str) -> Result<String> {
     fact(&format!("another leader than {old}"), || async {
         let leader = site.leader().await?;
         ensure!(leader != old, "{leader} leads");

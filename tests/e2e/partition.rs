@@ -1,11 +1,9 @@
 //! Hosts that are cut off, a store without quorum, a Patroni that hangs.
 
-use std::time::Instant;
-
 use anyhow::{Context, Result, bail, ensure};
-use pgsquire_lab::{Component, Load, Part};
+use pgsquire_lab::{Component, Part};
 
-use crate::kill::{commits_on, follow_another};
+use crate::kill::commits_on;
 use crate::site::{PATIENCE, Site, fact, spec, with, write_and_read};
 
 const CLIENTS: usize = 5;

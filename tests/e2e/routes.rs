@@ -26,22 +26,18 @@ fn every_kind() -> Pooler {
 async fn each_route_of_each_pgbouncer_follows_its_own_rule() -> Result<()> {
     let spec = Spec { store: Store::Etcd(1), ..spec() }.pooler(every_kind());
     with(spec, async |site| {
-        let before = site.ini("write")?;
         let unnamed =
             LoadSpec { database: "whatever".into(), ..LoadSpec::writes(site.pooler_address("write")?, 3) };
         let unnamed = Load::start(unnamed).await?;
-        let leader = site.switch_and_follow().await?;
-        served_by(site, &unnamed, &leader).await?;
-        differs_in_targets_only(&before, &site.ini("write")?, &["app", "reports", "all", "*"])?;
-
         let second = Second::start(site).await?;
         missing_entry(site).await?;
+        let before = site.ini("write")?;
         let leader = site.switch_and_follow().await?;
         served_by(site, &unnamed, &leader).await?;
         fact("the added entry follows", || leads_to(site, "write", "added", &leader)).await?;
         fact("the second PgBouncer follows", || second.leads_to(site, &leader)).await?;
+        differs_in_targets_only(&before, &site.ini("write")?, &["app", "reports", "all", "*", "added"])?;
         site.step("two PgBouncers on one host and an added entry follow");
-
         lagging(site, &leader).await?;
         no_replica(site, &leader).await
     })
@@ -127,14 +123,16 @@ async fn no_replica(site: &mut Site, leader: &str) -> Result<()> {
     for replica in &replicas {
         site.stop(replica, Component::Patroni, Duration::from_secs(30)).await?;
     }
+    site.step("the replicas are stopped");
     fact("reports falls back to the primary", || leads_to(site, "write", "reports", leader)).await?;
     fact("nobody else is left for all", || leads_to(site, "write", "all", leader)).await?;
     fact("the pool is green with its fallback", || site.answers("write", "/pool/write", 200)).await?;
+    site.step("reports fell back to the primary");
     for replica in &replicas {
         site.start(replica, Component::Patroni)?;
     }
     site.followed(leader).await?;
-    site.step("reports fell back to the primary and came back");
+    site.step("it came back");
     Ok(())
 }
 
