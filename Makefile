@@ -9,6 +9,7 @@ help:          ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 16
 
 setup:         ## install what the others need (Debian 12, root), and say what
+	@command -v cargo >/dev/null || { echo "Rust 1.88 or newer is missing: curl https://sh.rustup.rs -sSf | sh"; exit 1; }
 	@tests/setup
 
 setup-matrix: setup
@@ -33,7 +34,7 @@ sim: setup     ## the simulation alone: make sim SEEDS=20000
 	SEEDS=$(SEEDS) cargo test --test sim -- --nocapture
 
 bench: build   ## every figure beside its baseline
-	@tests/bench/run
+	@target/release/lab bench --agent target/release/pgsquire
 
 lint: setup    ## formatting, clippy, dependencies
 	@tests/run lint

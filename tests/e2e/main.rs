@@ -11,6 +11,7 @@ mod kill;
 mod ledger;
 mod observe;
 mod partition;
+mod quickstart;
 mod routes;
 mod site;
 mod stale;
