@@ -1,14 +1,15 @@
 //! Hosts that are cut off, a store without quorum, a Patroni that hangs.
 
 use anyhow::{Context, Result, bail, ensure};
-use pgsquire_lab::{Component, Part};
+use pgsquire_lab::{Component, Part, sql};
 
 use crate::kill::commits_on;
 use crate::site::{PATIENCE, Site, fact, spec, with, write_and_read};
 
 const CLIENTS: usize = 5;
 
-/// The old primary's host is alone: the pools follow the others, and its own agent does not say "primary: up".
+/// The old primary's host is alone and its Patroni hangs, so that its PostgreSQL goes on taking writes: the pools follow
+/// the others, and its own agent does not say "primary: up" past the proved end of the lease.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "part of the matrix"]
 async fn the_primary_is_cut_off() -> Result<()> {
@@ -18,18 +19,24 @@ async fn the_primary_is_cut_off() -> Result<()> {
         }
         let load = site.load("write", CLIENTS).await?;
         let old = site.leader().await?;
+        site.freeze(&old, Part::Patroni)?;
         site.isolate(&old)?;
         site.step(&format!("{old} is cut off"));
         let leader = others_lead(site, &old).await?;
         pool_is_on(site, &leader).await?;
         commits_on(site, &load, &leader).await?;
+        let server = site.superuser(&old, "postgres").await?;
+        let in_recovery = sql::value(&server, "SELECT pg_is_in_recovery()").await?;
+        ensure!(in_recovery.as_deref() == Some("f"), "{old} takes no writes: this tests nothing");
         // Its control socket is not the network.
         let (_, status) = site.command(&old, &["status", "--json"]).await?;
         let status: serde_json::Value = serde_json::from_str(&status).context("status of the one cut off")?;
         let primary = &status["local"]["primary"];
         ensure!(!is_up(&status, primary), "{old} says that it is primary: {primary}");
         site.step(&format!("{leader} is followed"));
+        drop(server);
         site.heal()?;
+        site.thaw(&old, Part::Patroni)?;
         site.wait_healthy(PATIENCE).await?;
         site.followed(&leader).await?;
         ensure!(site.pool_targets("read", "app").await?.contains(&old), "{old} is not in the read pool");
