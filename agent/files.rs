@@ -183,8 +183,17 @@ fn is_member(user: Uid, group: Gid) -> bool {
 /// # Errors
 /// When anything fails: then the old file is untouched and nothing is left behind.
 pub fn replace(path: &Path, content: &[u8]) -> Result<(), FileError> {
+    replace_if(path, content, || true).map(|_| ())
+}
+
+/// The same, if it is `still` wanted when the new content is on disk and nothing but a rename is left to do: to make it
+/// durable takes time, in which somebody else may save the file. Says whether it was replaced.
+///
+/// # Errors
+/// As [`replace`].
+pub fn replace_if(path: &Path, content: &[u8], still: impl FnOnce() -> bool) -> Result<bool, FileError> {
     let target = fs::canonicalize(path).map_err(failed("find", path))?;
-    put(&target, content, &Access::of(&target)?)
+    put_if(&target, content, &Access::of(&target)?, still)
 }
 
 /// Puts a file with this content and access in place, whether there was one or not.
@@ -192,6 +201,15 @@ pub fn replace(path: &Path, content: &[u8]) -> Result<(), FileError> {
 /// # Errors
 /// When anything fails: then an old file is untouched and nothing is left behind.
 pub fn put(path: &Path, content: &[u8], access: &Access) -> Result<(), FileError> {
+    put_if(path, content, access, || true).map(|_| ())
+}
+
+fn put_if(
+    path: &Path,
+    content: &[u8],
+    access: &Access,
+    still: impl FnOnce() -> bool,
+) -> Result<bool, FileError> {
     let folder = match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
@@ -202,9 +220,12 @@ pub fn put(path: &Path, content: &[u8], access: &Access) -> Result<(), FileError
     temp.file.write_all(content).map_err(failed("write a temporary file for", path))?;
     access.give(&temp.file, path)?;
     temp.file.sync_all().map_err(failed("write a temporary file for", path))?;
+    if !still() {
+        return Ok(false);
+    }
     fs::rename(&temp.path, path).map_err(failed("replace", path))?;
     temp.renamed = true;
-    sync_folder(folder)
+    sync_folder(folder).map(|()| true)
 }
 
 /// Removes a file if it is there, durably.
@@ -371,6 +392,22 @@ mod tests {
         assert_eq!((after.mode(), after.uid(), after.gid()), (before.mode(), before.uid(), before.gid()));
         assert_ne!(after.ino(), before.ino(), "the file is another one");
         assert_eq!(names(dir.path()), ["a.ini"]);
+    }
+
+    #[test]
+    fn what_is_saved_while_the_new_content_becomes_durable_stays() {
+        let dir = tempdir().unwrap();
+        let path = dir.path().join("a.ini");
+        fs::write(&path, "old").unwrap();
+        let somebody_saves = || {
+            fs::write(&path, "theirs").unwrap();
+            read(&path).is_ok_and(|found| found == b"old")
+        };
+        assert!(!replace_if(&path, b"ours", somebody_saves).unwrap());
+        assert_eq!(read(&path).unwrap(), b"theirs");
+        assert_eq!(names(dir.path()), ["a.ini"]);
+        assert!(replace_if(&path, b"ours", || true).unwrap());
+        assert_eq!(read(&path).unwrap(), b"ours");
     }
 
     #[test]

@@ -55,24 +55,32 @@ pub fn write_all(
     }
     let mut done = Vec::new();
     for (path, (expected, content)) in wanted {
-        if let Err(why) = write_one(Path::new(path), expected, content, keep_rejected) {
-            return Err(format!("{why}{}", put_back(&done)));
+        match write_one(Path::new(path), expected, content, keep_rejected) {
+            Ok(true) => {}
+            Ok(false) => {
+                return match put_back(&done) {
+                    failed if failed.is_empty() => Ok(Outcome::ChangedMeanwhile),
+                    failed => Err(format!("{path} changed meanwhile{failed}")),
+                };
+            }
+            Err(why) => return Err(format!("{why}{}", put_back(&done))),
         }
         done.push((path, expected));
     }
     Ok(Outcome::Done)
 }
 
-fn write_one(path: &Path, expected: &[u8], content: &[u8], keep_rejected: bool) -> Result<(), FileError> {
+/// Says whether it was written: not, when the content is not the expected one any more.
+fn write_one(path: &Path, expected: &[u8], content: &[u8], keep_rejected: bool) -> Result<bool, FileError> {
     if expected == content {
-        return Ok(());
+        return Ok(true);
     }
     if keep_rejected {
         let mut beside = path.as_os_str().to_owned();
         beside.push(REJECTED);
         files::put(Path::new(&beside), expected, &Access::of(path)?)?;
     }
-    files::replace(path, content)
+    files::replace_if(path, content, || files::read(path).is_ok_and(|found| found == expected))
 }
 
 fn put_back(done: &[(&String, &Vec<u8>)]) -> String {

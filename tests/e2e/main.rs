@@ -1,4 +1,18 @@
 //! The agent on real clusters: etcd, Patroni, PostgreSQL, PgBouncer and clients, all brought up by the lab.
+//!
+//! Each test has a lab of its own and waits for facts, each with a deadline. The tests that are ignored by default are
+//! the matrix: `make test-matrix`.
 
+mod agent_faults;
+mod bad_input;
 mod follow;
+mod ini;
+mod kill;
+mod ledger;
+mod observe;
+mod partition;
 mod quickstart;
+mod routes;
+mod site;
+mod stale;
+mod versions;

@@ -17,7 +17,7 @@ const ORDER_TIME: Duration = Duration::from_secs(8);
 /// A member's own key may be this old: lifetime of a lease, loop and fact age.
 const KEY_AGE: Duration = Duration::from_secs(60);
 /// RELOADs of one pooler within a minute.
-const RELOADS: usize = 12;
+const RELOADS: usize = 20;
 /// Orders for one pooler within a minute that change something.
 const CHANGES: usize = 90;
 /// Questions of one agent within a second.

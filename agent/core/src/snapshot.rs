@@ -153,6 +153,11 @@ impl Agent {
                 troubles.push(why);
             }
         }
+        if reconcile::reload_must_wait(pooler, decisions, now) {
+            troubles.push(
+                "PgBouncer was told to RELOAD very often in the last minute: the next one waits".into(),
+            );
+        }
         troubles
     }
 }

@@ -104,8 +104,11 @@ fn pooler_tables(state: &State, host: &Host) -> String {
             pgbouncer::ini(host).display(),
             pgbouncer::console_conninfo(state, host, pooler),
         );
-        text +=
-            &pooler.routes.iter().map(|(db, to)| format!("{db} = \"{}\"\n", to.word())).collect::<String>();
+        text += &pooler
+            .routes
+            .iter()
+            .map(|(db, to)| format!("\"{db}\" = \"{}\"\n", to.word()))
+            .collect::<String>();
     }
     text
 }

@@ -33,6 +33,9 @@ pub enum Part {
 impl Lab {
     /// SIGKILL, and returns when the processes are gone. Patroni is hit before PostgreSQL, so that it cannot react.
     pub async fn kill(&mut self, host: &str, part: Part) -> Result<()> {
+        // What is frozen starts nothing any more: else a backend that is just being forked would survive its server and
+        // hold its shared memory for good.
+        signal_all(&self.processes_of(host, part)?, Signal::SIGSTOP)?;
         let victims = self.processes_of(host, part)?;
         signal_all(&victims, Signal::SIGKILL)?;
         let gone = wait::until(Duration::from_secs(10), || victims.iter().all(|p| !p.alive())).await;

@@ -25,9 +25,11 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 /// An order without an answer after this long is given up: its worker died or hangs.
 pub const LOST_AFTER: Duration = Duration::from_secs(20);
 /// At most this many RELOADs …
-pub const RELOADS: usize = 12;
-/// … in this time.
-pub const RELOAD_WINDOW: Duration = Duration::from_secs(60);
+pub const RELOADS: usize = 20;
+/// … in this time, …
+const RELOAD_WINDOW: Duration = Duration::from_secs(60);
+/// … and so many of them are kept for write routes: replicas that come and go must not hold up a failover.
+const RELOADS_KEPT: usize = 5;
 
 /// An order under way.
 #[derive(Debug, Clone, PartialEq)]
@@ -277,6 +279,12 @@ impl Pooler {
         self.look_soon(now);
     }
 
+    /// Whether there were so many RELOADs lately that the next one has to wait.
+    pub fn must_not_reload(&self, for_writes: bool, now: Time) -> bool {
+        let recent = self.reloads.iter().filter(|at| now.since(**at) < RELOAD_WINDOW).count();
+        recent >= if for_writes { RELOADS } else { RELOADS - RELOADS_KEPT }
+    }
+
     /// A database may still be paused by our KILL.
     fn note_cut(&mut self, database: &str) {
         if !self.unfinished_cuts.iter().any(|d| d == database) {
@@ -430,4 +438,23 @@ fn allowed_addresses(view: &Seen, target: &Target) -> Vec<(String, u16)> {
 /// Whether two spellings mean one address (`::1` and `0:0::1`).
 fn same_host(a: &str, b: &str) -> bool {
     a == b || matches!((a.parse::<IpAddr>(), b.parse::<IpAddr>()), (Ok(a), Ok(b)) if a == b)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reloads_for_readers_leave_some_for_writers() {
+        let mut pooler = Pooler::new(None, None, Vec::new(), Time::ZERO);
+        let second = |n: usize| Time::ZERO + Duration::from_secs(n as u64);
+        for n in 0..RELOADS {
+            let kept_back = n >= RELOADS - RELOADS_KEPT;
+            assert_eq!(pooler.must_not_reload(false, second(n)), kept_back, "after {n}");
+            assert!(!pooler.must_not_reload(true, second(n)), "after {n}");
+            pooler.succeeded(second(n), PoolerOrder::Reload);
+        }
+        assert!(pooler.must_not_reload(true, second(RELOADS)));
+        assert!(!pooler.must_not_reload(false, second(RELOADS) + RELOAD_WINDOW));
+    }
 }

@@ -4,7 +4,7 @@
 //! time, so an order that failed, was lost, or was half done is simply found missing again.
 
 use super::disk::Disk;
-use super::pools::{CONSOLE_AGE, FIRST_LOOK, LOOK_PAUSE, Pooler, RELOAD_WINDOW, RELOADS};
+use super::pools::{CONSOLE_AGE, FIRST_LOOK, LOOK_PAUSE, Pooler};
 use crate::config::{Config, Mode, SwitchConfig};
 use crate::desired::Decision;
 use crate::effect::PoolerOrder;
@@ -183,13 +183,19 @@ fn reload(
     if unloaded.is_empty() && !always {
         return None;
     }
-    let recent = pooler.reloads.iter().filter(|at| now.since(**at) < RELOAD_WINDOW).count();
-    if recent >= RELOADS && config.mutants.obey(Rule::BackOff) {
+    if reload_must_wait(pooler, decisions, now) && config.mutants.obey(Rule::BackOff) {
         return None;
     }
     let list = unloaded.first().map_or("nothing", String::as_str);
     let text = format!("the file leads elsewhere than what is loaded ({list}{})", more(&unloaded));
     Some((PoolerOrder::Reload, Reason::new(Rule::ReloadDifference, text)))
+}
+
+/// Whether something is to be loaded that has to wait, because there were so many RELOADs lately.
+pub fn reload_must_wait(pooler: &Pooler, decisions: &Decisions, now: Time) -> bool {
+    let unloaded = unloaded(pooler, decisions);
+    let for_writes = unloaded.iter().any(|entry| decisions[entry].reason.rule == Rule::WritableLeader);
+    !unloaded.is_empty() && pooler.must_not_reload(for_writes, now)
 }
 
 fn more(list: &[String]) -> String {
