@@ -119,7 +119,10 @@ async fn eight_commands_and_a_following_pooler() -> Result<()> {
     lab.switchover(None).await?;
     lab.wait_healthy(PATIENCE).await?;
     leads_to_leader(&host, &lab).await?;
-    let called = || host.must("pgsquire events").is_ok_and(|events| events.contains("on_role_change"));
+    let called = || {
+        host.must("pgsquire events")
+            .is_ok_and(|events| events.contains("on_start") || events.contains("on_role_change"))
+    };
     assert!(wait::until(PATIENCE, called).await, "Patroni's callback did not arrive");
     drop(host);
     lab.down().await
