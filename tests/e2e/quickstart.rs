@@ -114,15 +114,14 @@ async fn eight_commands_and_a_following_pooler() -> Result<()> {
     run_commands(&host, &localize(&commands, &lab)?).await?;
     leads_to_leader(&host, &lab).await?;
 
-    let leader = lab.leader().await?;
-    call_from_patroni(&host, &mut lab, &leader, &yaml).await?;
-    lab.switchover(None).await?;
+    // A leader whose Patroni is restarted loses its lock; a replica keeps its role until the switchover makes it primary.
+    let member = lab.replicas().await?.into_iter().next().context("the lab has no replica")?;
+    call_from_patroni(&host, &mut lab, &member, &yaml).await?;
+    lab.switchover(Some(&member)).await?;
     lab.wait_healthy(PATIENCE).await?;
     leads_to_leader(&host, &lab).await?;
-    let called = || {
-        host.must("pgsquire events")
-            .is_ok_and(|events| events.contains("on_start") || events.contains("on_role_change"))
-    };
+    let called =
+        || host.must("pgsquire events").is_ok_and(|events| events.contains("on_role_change primary"));
     assert!(wait::until(PATIENCE, called).await, "Patroni's callback did not arrive");
     drop(host);
     lab.down().await
