@@ -31,6 +31,10 @@ pub struct Hands {
     pub postgres: Option<Sender<Effect>>,
     /// Pooler workers by name.
     pub poolers: BTreeMap<String, Sender<Effect>>,
+    /// The publisher of our own keys, by cluster.
+    pub publishers: BTreeMap<String, Sender<Effect>>,
+    /// The watcher of the leader's server, by cluster.
+    pub probes: BTreeMap<String, Sender<Effect>>,
     /// The keeper of the state folder.
     pub state: Option<Sender<Effect>>,
 }
@@ -44,7 +48,9 @@ impl Hands {
             Order::ProbeLocal => self.postgres.as_ref(),
             Order::KeepTerm { .. } => self.state.as_ref(),
             Order::Pooler { pooler, .. } => self.poolers.get(pooler),
-            Order::Record(_) => None,
+            Order::Publish { cluster, .. } | Order::PutKey { cluster, .. } => self.publishers.get(cluster),
+            Order::WatchServer { cluster, .. } => self.probes.get(cluster),
+            Order::AnswerHook { .. } | Order::Record(_) => None,
         }
     }
 }

@@ -6,7 +6,7 @@ use super::problem::Problems;
 use super::reader::Table;
 use super::settings::*;
 use super::{later, pooler, units};
-use pgsquire_core::config::{Config, LocalConfig, Mode, SwitchConfig};
+use pgsquire_core::config::{Config, Fence, LocalConfig, Mode, SwitchConfig};
 use std::path::PathBuf;
 use std::time::Duration;
 use toml::Spanned;
@@ -43,12 +43,11 @@ pub(super) fn read(document: &Spanned<DeTable<'_>>, host_name: &str, problems: &
             clusters: clusters.core,
             local,
             poolers: poolers.core,
-            switch: SwitchConfig { stale_after: switch.stale_after, failover_hold: switch.failover_hold },
+            switch,
             mutants: Default::default(),
         },
         clusters: clusters.shell,
         poolers: poolers.shell,
-        switch,
     };
     root.finish();
     settings
@@ -175,10 +174,10 @@ pub(super) fn conninfo(text: &str, needs_host: bool) -> Result<String, String> {
     Ok(text.to_owned())
 }
 
-fn switch(table: Table<'_>) -> SwitchSettings {
-    let default = SwitchSettings::default();
+fn switch(table: Table<'_>) -> SwitchConfig {
+    let default = SwitchConfig::default();
     let fences = [("off", Fence::Off), ("advisory", Fence::Advisory), ("strict", Fence::Strict)];
-    let switch = SwitchSettings {
+    let switch = SwitchConfig {
         drain: table.bool("drain").unwrap_or(default.drain),
         drain_timeout: table.duration("drain_timeout", SOME).unwrap_or(default.drain_timeout),
         hold_timeout: table.duration("hold_timeout", SOME).unwrap_or(default.hold_timeout),

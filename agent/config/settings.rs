@@ -25,8 +25,6 @@ pub struct Settings {
     pub postgres: Option<PostgresSettings>,
     /// `[[pgbouncer]]`, in the order of [`Config::poolers`].
     pub poolers: Vec<PoolerSettings>,
-    /// `[switch]`.
-    pub switch: SwitchSettings,
     /// `[archive]`.
     pub archive: Option<ArchiveSettings>,
     /// `[metrics]`.
@@ -157,50 +155,6 @@ pub struct PoolerSettings {
     pub console: String,
     /// Holds the console's password.
     pub password_file: Option<PathBuf>,
-}
-
-/// `[switch]`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SwitchSettings {
-    /// Pause pools during a planned switchover.
-    pub drain: bool,
-    /// `before_stop` waits at most this long.
-    pub drain_timeout: Duration,
-    /// No planned pause is longer.
-    pub hold_timeout: Duration,
-    /// No unplanned hold is longer; zero: none.
-    pub failover_hold: Duration,
-    /// How `pre_promote` waits.
-    pub fence: Fence,
-    /// And how long.
-    pub fence_timeout: Duration,
-    /// Server links that still lead to the old target are cut after this.
-    pub stale_after: Duration,
-}
-
-impl Default for SwitchSettings {
-    fn default() -> Self {
-        SwitchSettings {
-            drain: true,
-            drain_timeout: Duration::from_secs(3),
-            hold_timeout: Duration::from_secs(20),
-            failover_hold: Duration::from_secs(45),
-            fence: Fence::Advisory,
-            fence_timeout: Duration::from_secs(2),
-            stale_after: Duration::from_secs(10),
-        }
-    }
-}
-
-/// `fence`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Fence {
-    /// Do not wait.
-    Off,
-    /// Wait for those that live.
-    Advisory,
-    /// All of the registry must answer.
-    Strict,
 }
 
 /// `[http]`.

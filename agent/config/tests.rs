@@ -60,7 +60,7 @@ fn every_option_of_the_example_is_understood_and_is_the_default() {
         .collect();
     let s = read(&written_out);
     let bare = read("[[cluster]]\nscope = 'main'\n[patroni]\n[postgres]\n[[pgbouncer]]\n");
-    assert_eq!((&s.switch, &s.http, &s.telemetry), (&bare.switch, &bare.http, &bare.telemetry));
+    assert_eq!((&s.core.switch, &s.http, &s.telemetry), (&bare.core.switch, &bare.http, &bare.telemetry));
     assert_eq!((&s.patroni, &s.postgres), (&bare.patroni, &bare.postgres));
     assert_eq!(s.clusters, bare.clusters);
     assert_eq!(s.core.clusters, bare.core.clusters);

@@ -2,7 +2,7 @@
 //! version.
 
 use crate::session::{Kept, Rows, SessionError, Target, column};
-use pgsquire_core::pgbouncer::console::{ConsoleView, LoadedDatabase, ServerLink};
+use pgsquire_core::pgbouncer::console::{ConsoleView, LoadedDatabase, SETTINGS, ServerLink};
 use pgsquire_core::topology::Endpoint;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -99,12 +99,13 @@ impl Console {
             }
         }
         let settings = self.show("CONFIG").await?;
-        let login_retry = settings.iter().find(|row| column(row, "key") == Some("server_login_retry"));
-        let login_retry = login_retry.and_then(|row| column(row, "value")).map(str::to_owned);
+        let wanted = |row: &&Row| column(row, "key").is_some_and(|key| SETTINGS.contains(&key));
+        let settings =
+            settings.iter().filter(wanted).map(|row| (text(row, "key"), text(row, "value"))).collect();
         let resolved =
             if databases.iter().any(needs_resolver) { self.resolved().await? } else { BTreeMap::new() };
         let version = self.version().await?;
-        Ok(ConsoleView { version, databases, servers, waiting, login_retry, resolved })
+        Ok(ConsoleView { version, databases, servers, waiting, settings, paused: None, resolved })
     }
 
     /// Cuts the clients that hold server links of the database to one of these endpoints. `false`: this version (before
@@ -206,6 +207,8 @@ fn database(row: &Row) -> LoadedDatabase {
         host: column(row, "host").filter(|host| !host.is_empty()).map(str::to_owned),
         port: number(row, "port"),
         paused: number::<u8>(row, "paused") != 0,
+        min_pool_size: column(row, "min_pool_size").and_then(|n| n.parse().ok()),
+        pool_mode: column(row, "pool_mode").filter(|mode| !mode.is_empty()).map(str::to_owned),
     }
 }
 
@@ -215,6 +218,7 @@ fn server(row: &Row) -> ServerLink {
         state: text(row, "state"),
         addr: text(row, "addr"),
         port: number(row, "port"),
+        session: false,
     }
 }
 
@@ -249,7 +253,7 @@ mod tests {
                 name: "a".into(),
                 host: host.map(Into::into),
                 port: 1,
-                paused: false,
+                ..LoadedDatabase::default()
             })
         };
         assert!(!host(None));

@@ -124,6 +124,11 @@ impl Worker {
             }
             PoolerOrder::Cut { database, stale } => self.cut(database, &stale).await,
             PoolerOrder::Resume { database } => self.resume(database).await,
+            PoolerOrder::Pause(_)
+            | PoolerOrder::ExtendPause(_)
+            | PoolerOrder::ZeroMinPoolSize
+            | PoolerOrder::CutPaused { .. }
+            | PoolerOrder::EndPause => Err("pauses are not built yet".into()),
         }
     }
 

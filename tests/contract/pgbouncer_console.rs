@@ -167,7 +167,7 @@ async fn a_look_shows_databases_links_waiting_clients_and_settings() {
     let port = world.server.port;
     assert_eq!(links.iter().map(|l| (l.0, l.2)).collect::<Vec<_>>(), [("app", port), ("by_name", port)]);
     assert_eq!(links[0].1, "127.0.0.1");
-    assert_eq!(view.login_retry.as_deref(), Some("15"));
+    assert_eq!(view.settings["server_login_retry"], "15");
     let resolved = &view.resolved["localhost"];
     assert!(resolved.iter().any(|a| a == "127.0.0.1" || a == "::1"), "{resolved:?}");
     assert!(
@@ -252,13 +252,13 @@ async fn a_borrowed_login_retry_is_noted_and_undone_by_reload() {
     let noted =
         |world: &World| load_restored(&world.path("state")).0.borrowed_login_retry.get("write").cloned();
     world.done(PoolerOrder::BorrowLoginRetry { value: "15".into() }).await;
-    assert_eq!(world.look().await.login_retry.as_deref(), Some("0"));
+    assert_eq!(world.look().await.settings["server_login_retry"], "0");
     assert_eq!(noted(&world), Some("15".into()));
     world.done(PoolerOrder::Reload).await;
-    assert_eq!(world.look().await.login_retry.as_deref(), Some("15"), "RELOAD undoes SET");
+    assert_eq!(world.look().await.settings["server_login_retry"], "15", "RELOAD undoes SET");
     world.done(PoolerOrder::BorrowLoginRetry { value: "15".into() }).await;
     world.done(PoolerOrder::ReturnLoginRetry { value: "7.5".into() }).await;
-    assert_eq!(world.look().await.login_retry.as_deref(), Some("7.5"));
+    assert_eq!(world.look().await.settings["server_login_retry"], "7.5");
     assert_eq!(noted(&world), None);
 
     let why = world.why_not(PoolerOrder::ReturnLoginRetry { value: "fifteen".into() }).await;

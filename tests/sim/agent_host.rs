@@ -282,6 +282,10 @@ fn name_of(order: &Order) -> String {
         Order::ProbeLocal => "probe the local server".into(),
         Order::KeepTerm { term: Some(term), .. } => format!("keep the term {term}"),
         Order::KeepTerm { term: None, .. } => "forget the term".into(),
+        Order::Publish { cluster, keys } => format!("publish {} keys of {cluster}", keys.len()),
+        Order::PutKey { key, .. } => format!("put {key}"),
+        Order::WatchServer { endpoint, .. } => format!("watch the server at {endpoint:?}"),
+        Order::AnswerHook { hook, answer } => format!("answer hook {}: {answer:?}", hook.0),
         Order::Pooler { pooler, order } => format!("{pooler}: {order}"),
         Order::Record(entry) => entry.text.clone(),
     }

@@ -190,12 +190,14 @@ impl PgBouncer {
             host: Some(to.host.clone()),
             port: to.port,
             paused: self.paused.contains(name),
+            ..LoadedDatabase::default()
         };
         let link = |link: &Link| ServerLink {
             database: link.database.clone(),
             state: if link.session { "active".into() } else { "idle".into() },
             addr: link.to.host.clone(),
             port: link.to.port,
+            session: link.session,
         };
         let hosts = databases.values().flat_map(|to| to.host.split(','));
         let resolved = hosts.filter_map(|host| Some((host.to_string(), vec![addresses.get(host)?.clone()])));
@@ -207,7 +209,8 @@ impl PgBouncer {
             databases: databases.iter().map(row).collect(),
             servers: self.links.iter().map(link).collect(),
             waiting: databases.keys().filter(waits).map(|name| (name.clone(), 1)).collect(),
-            login_retry: Some(self.login_retry.clone()),
+            settings: BTreeMap::from([("server_login_retry".into(), self.login_retry.clone())]),
+            paused: None,
             resolved: resolved.collect(),
         }
     }

@@ -312,7 +312,7 @@ impl World {
             poolers: poolers.iter().zip(&setup.poolers).map(pooler).collect(),
             switch: SwitchConfig {
                 stale_after: Duration::from_secs(self.setup.stale_after),
-                failover_hold: Duration::from_secs(45),
+                ..SwitchConfig::default()
             },
             mutants: self.setup.broken.map_or_else(Mutants::default, Mutants::breaking),
         }

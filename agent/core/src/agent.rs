@@ -142,6 +142,16 @@ impl Agent {
                     view.failed = Some(why);
                 }
             }
+            // The protocol between agents takes these (`switch`).
+            Event::PeersRead { .. }
+            | Event::PeersChanged { .. }
+            | Event::PeersFailed { .. }
+            | Event::LeaseKept { .. }
+            | Event::ServerSeen { .. }
+            | Event::HookAsked { .. }
+            | Event::HookLost { .. }
+            | Event::Stopping
+            | Event::PoolerForgotten { .. } => {}
             Event::Hinted(hint) => self.take_hint(hint),
             Event::TermForgotten { cluster } => self.forget_term(&cluster),
             Event::Done { id, started, outcome } => self.observe_done(id, started, outcome),

@@ -87,13 +87,51 @@ pub struct LocalConfig {
     pub probe: bool,
 }
 
-/// Times around a switch.
+/// How `pre_promote` waits for the poolers' word.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Fence {
+    /// It does not.
+    Off,
+    /// For those that live; then the promotion goes on in any case.
+    Advisory,
+    /// For all of the registry; without the word of each there is no promotion.
+    Strict,
+}
+
+/// What happens around a switch (`[switch]`).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct SwitchConfig {
+    /// Pools are paused during a planned switchover.
+    pub drain: bool,
+    /// `before_stop` waits at most this long.
+    pub drain_timeout: Duration,
+    /// No planned pause is longer.
+    pub hold_timeout: Duration,
+    /// Unplanned loss: clients wait at most this long; zero: not at all. After a promotion a replica on the parent
+    /// timeline stays eligible for as long.
+    pub failover_hold: Duration,
+    /// Whether `pre_promote` waits.
+    pub fence: Fence,
+    /// And how long.
+    pub fence_timeout: Duration,
     /// Server links that still lead to the old target are cut after this.
     pub stale_after: Duration,
-    /// After a promotion a replica on the parent timeline stays eligible for this long.
-    pub failover_hold: Duration,
+}
+
+impl Default for SwitchConfig {
+    /// The defaults of `config.example.toml`.
+    fn default() -> Self {
+        SwitchConfig {
+            drain: true,
+            drain_timeout: Duration::from_secs(3),
+            hold_timeout: Duration::from_secs(20),
+            failover_hold: Duration::from_secs(45),
+            fence: Fence::Advisory,
+            fence_timeout: Duration::from_secs(2),
+            stale_after: Duration::from_secs(10),
+        }
+    }
 }
 
 /// All of it.

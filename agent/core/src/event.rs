@@ -1,16 +1,18 @@
 //! What the core is told. Every event is a fact in the past tense.
 
 use crate::config::Config;
-use crate::effect::EffectId;
+use crate::effect::{EffectId, Pause};
 use crate::patroni::{Keys, StoredValue};
 use crate::pgbouncer::console::ConsoleView;
 use crate::pgbouncer::ini::Files;
 use crate::time::Time;
+use crate::topology::Endpoint;
 use crate::wal::{Lsn, Term, Timeline};
 use alloc::collections::BTreeMap;
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::time::Duration;
+use serde::{Deserialize, Serialize};
 
 /// A fact.
 #[derive(Debug, Clone, PartialEq)]
@@ -47,6 +49,69 @@ pub enum Event {
         /// Name of the cluster.
         cluster: String,
     },
+    /// All our own keys of a cluster ([`crate::switch::records`]) were read from its store.
+    PeersRead {
+        /// Name of the cluster.
+        cluster: String,
+        /// What was read; it has no leader and no lease.
+        read: StoreRead,
+    },
+    /// The watch of our own keys reported changes.
+    PeersChanged {
+        /// Name of the cluster.
+        cluster: String,
+        /// The changes of one store revision.
+        change: StoreChange,
+    },
+    /// Our own keys could not be read, or their watch broke. A new full read follows.
+    PeersFailed {
+        /// Name of the cluster.
+        cluster: String,
+        /// Why, for people.
+        why: String,
+    },
+    /// The lease of our own keys was granted or renewed, as of then; none: it is lost.
+    LeaseKept {
+        /// Name of the cluster.
+        cluster: String,
+        /// Start of the renewal, and how long the lease lives from then on.
+        lease: Option<(Time, Duration)>,
+    },
+    /// The connection that is kept to a server ([`Order::WatchServer`](crate::effect::Order::WatchServer)) said
+    /// something.
+    ServerSeen {
+        /// Name of the cluster.
+        cluster: String,
+        /// The server.
+        endpoint: Endpoint,
+        /// What.
+        word: ServerWord,
+        /// When the sign came, or the question was put.
+        at: Time,
+    },
+    /// Patroni runs one of its synchronous hooks on this host and waits.
+    HookAsked {
+        /// Which run of a hook.
+        hook: HookId,
+        /// Which hook.
+        kind: HookKind,
+        /// The wall clock, in seconds since 1970: whether a scheduled switchover is due.
+        wall: u64,
+    },
+    /// The hook is gone: it was answered, ended, or killed.
+    HookLost {
+        /// Which run of a hook.
+        hook: HookId,
+    },
+    /// The daemon was told to stop: pauses are let go of, nothing new is begun.
+    Stopping,
+    /// The operator took a pooler out of the registry.
+    PoolerForgotten {
+        /// Name of the cluster.
+        cluster: String,
+        /// The agent's node name.
+        node: String,
+    },
     /// An effect ended.
     Done {
         /// Which.
@@ -55,6 +120,35 @@ pub enum Event {
         started: Time,
         /// What came of it.
         outcome: Outcome,
+    },
+}
+
+/// One run of a hook. Unique within one run of the agent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(transparent)]
+pub struct HookId(pub u64);
+
+/// Patroni's synchronous hooks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum HookKind {
+    /// Before the server is stopped, for whatever reason.
+    BeforeStop,
+    /// The lock is taken, the server is not promoted yet.
+    PrePromote,
+}
+
+/// What the connection to a server says about it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ServerWord {
+    /// It accepts connections.
+    Up,
+    /// It answered a query: whether it is in recovery. Only with a login (`probe`).
+    InRecovery(bool),
+    /// The connection broke and no new one was made, or two probes were missed.
+    Lost {
+        /// Why, for people.
+        why: String,
     },
 }
 
@@ -114,6 +208,8 @@ pub struct Restored {
     pub borrowed_login_retry: BTreeMap<String, String>,
     /// Databases that we cut (KILL) and did not resume yet, by pooler.
     pub cut: BTreeMap<String, Vec<String>>,
+    /// Pauses that are journalled and not ended, by pooler.
+    pub pauses: BTreeMap<String, Pause>,
     /// Last files that PgBouncer was seen to have loaded, by pooler.
     pub last_good: BTreeMap<String, Files>,
 }

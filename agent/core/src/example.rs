@@ -32,7 +32,7 @@ pub fn config() -> Config {
         local: None,
         poolers: [PoolerConfig { name: "p".into(), ini: "/p.ini".into(), routes: BTreeMap::from(routes) }]
             .into(),
-        switch: SwitchConfig { stale_after: Duration::from_secs(10), failover_hold: Duration::from_secs(45) },
+        switch: SwitchConfig::default(),
         mutants: Mutants::default(),
     }
 }

@@ -25,6 +25,7 @@ pub mod recorder;
 pub mod rule;
 pub mod snapshot;
 pub mod status;
+pub mod switch;
 pub mod time;
 pub mod topology;
 pub mod wal;

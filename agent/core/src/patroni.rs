@@ -3,7 +3,7 @@
 //! A forgiving reader: a value that is not what it should be gives an empty member and a problem, never a failure. Keys
 //! and words of Patroni 2 to 4 (`patroni/dcs/__init__.py`, `patroni/api.py`).
 
-use crate::topology::{DynamicConfig, Endpoint, LeaderKey, Member, Role, Topology};
+use crate::topology::{DynamicConfig, Endpoint, FailoverKey, LeaderKey, Member, Role, Topology};
 use crate::wal::{Lsn, Timeline};
 use alloc::collections::BTreeMap;
 use alloc::format;
@@ -50,6 +50,7 @@ pub fn read_topology(keys: &Keys) -> Topology {
                 topology.leader_lsn = text.parse().ok().map(Lsn);
             }
             "sync" => topology.sync_standbys = read_sync(text),
+            "failover" => topology.failover = read_failover(text),
             _ => {
                 if let Some(name) = key.strip_prefix("members/").filter(|name| !name.contains('/')) {
                     let member = read_member(name, text);
@@ -172,6 +173,22 @@ fn read_status(text: &str) -> Option<Lsn> {
     value["optime"].as_u64().or_else(|| value.as_u64()).map(Lsn)
 }
 
+/// `{"leader": …, "member": …, "scheduled_at": …}`, or `from:to` of old.
+fn read_failover(text: &str) -> Option<FailoverKey> {
+    let name = |name: &str| (!name.is_empty()).then(|| name.into());
+    match serde_json::from_str::<Value>(text) {
+        Ok(Value::Object(value)) => Some(FailoverKey {
+            leader: value.get("leader").and_then(Value::as_str).and_then(name),
+            candidate: value.get("member").and_then(Value::as_str).and_then(name),
+            scheduled_at: value.get("scheduled_at").and_then(Value::as_str).and_then(name),
+        }),
+        _ => {
+            let (leader, candidate) = text.split_once(':')?;
+            Some(FailoverKey { leader: name(leader), candidate: name(candidate), scheduled_at: None })
+        }
+    }
+}
+
 fn read_sync(text: &str) -> Vec<String> {
     let Ok(value) = serde_json::from_str::<Value>(text) else { return Vec::new() };
     let list = word(&value, "sync_standby").unwrap_or_default();
@@ -202,6 +219,10 @@ pub struct MemberStatus {
     pub version: Option<String>,
     /// The cluster is paused.
     pub pause: bool,
+    /// When its server was started, in Patroni's words; missing while it is stopping.
+    pub started: Option<String>,
+    /// It goes on without a store, on the word of the other members (`failsafe_mode_is_active`).
+    pub failsafe: bool,
 }
 
 impl MemberStatus {
@@ -242,6 +263,8 @@ pub fn read_member_status(code: u16, body: &[u8]) -> Result<MemberStatus, String
         name: value["patroni"]["name"].as_str().map(Into::into),
         version: value["patroni"]["version"].as_str().map(Into::into),
         pause: value["pause"].as_bool().unwrap_or(false),
+        started: word(&value, "postmaster_start_time").map(Into::into),
+        failsafe: value["failsafe_mode_is_active"].as_bool().unwrap_or(false),
     })
 }
 

@@ -134,6 +134,17 @@ impl Default for DynamicConfig {
     }
 }
 
+/// The failover key: somebody asked for another leader.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
+pub struct FailoverKey {
+    /// The leader that is to stop; none: whoever leads.
+    pub leader: Option<String>,
+    /// Who is to lead; none: whoever can.
+    pub candidate: Option<String>,
+    /// Not before this (ISO 8601 with an offset); none: now.
+    pub scheduled_at: Option<String>,
+}
+
 /// All that the store says about one cluster.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
 pub struct Topology {
@@ -147,6 +158,8 @@ pub struct Topology {
     pub leader_lsn: Option<Lsn>,
     /// Dynamic configuration (`config`).
     pub config: DynamicConfig,
+    /// The failover key.
+    pub failover: Option<FailoverKey>,
     /// Names in the `sync` key's standby list.
     pub sync_standbys: Vec<String>,
     /// Keys that could not be read, with why. None of them is fatal.

@@ -5,6 +5,18 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use serde::Serialize;
 
+/// Settings that decisions need.
+pub const SETTINGS: [&str; 8] = [
+    "server_login_retry",
+    "min_pool_size",
+    "pool_mode",
+    "query_wait_timeout",
+    "query_timeout",
+    "client_login_timeout",
+    "auth_dbname",
+    "max_client_conn",
+];
+
 /// One look at a PgBouncer process.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
 pub struct ConsoleView {
@@ -16,14 +28,17 @@ pub struct ConsoleView {
     pub servers: Vec<ServerLink>,
     /// `SHOW POOLS`: clients that wait for a server link, summed by database (`cl_waiting`).
     pub waiting: BTreeMap<String, u64>,
-    /// `SHOW CONFIG`: `server_login_retry` as it is in force now.
-    pub login_retry: Option<String>,
+    /// `SHOW CONFIG`: settings as they are in force now, as far as decisions need them ([`SETTINGS`]). A version that does
+    /// not know one leaves it out.
+    pub settings: BTreeMap<String, String>,
+    /// `SHOW STATE`: the process is paused; none: this version (before 1.19) does not tell.
+    pub paused: Option<bool>,
     /// `SHOW DNS_HOSTS`: addresses by host name.
     pub resolved: BTreeMap<String, Vec<String>>,
 }
 
 /// A row of `SHOW DATABASES`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
 pub struct LoadedDatabase {
     /// Entry of `[databases]`.
     pub name: String,
@@ -33,6 +48,10 @@ pub struct LoadedDatabase {
     pub port: u16,
     /// Paused by itself (a global pause does not show here).
     pub paused: bool,
+    /// Its own `min_pool_size`, where the version tells one (1.16) and it has one.
+    pub min_pool_size: Option<u32>,
+    /// Its own `pool_mode`, where it has one.
+    pub pool_mode: Option<String>,
 }
 
 /// A row of `SHOW SERVERS`.
@@ -46,4 +65,6 @@ pub struct ServerLink {
     pub addr: String,
     /// Port of the server.
     pub port: u16,
+    /// Its pool is in session mode (`SHOW POOLS`): the link stays until its client leaves.
+    pub session: bool,
 }

@@ -274,7 +274,13 @@ impl Pooler {
                 self.ladders.entry(database).or_default().cut = Some(now);
             }
             PoolerOrder::Resume { database } => self.unfinished_cuts.retain(|d| *d != database),
-            PoolerOrder::ReadFiles | PoolerOrder::Look => {}
+            PoolerOrder::Pause(_)
+            | PoolerOrder::ExtendPause(_)
+            | PoolerOrder::ZeroMinPoolSize
+            | PoolerOrder::CutPaused { .. }
+            | PoolerOrder::EndPause
+            | PoolerOrder::ReadFiles
+            | PoolerOrder::Look => {}
         }
         self.look_soon(now);
     }

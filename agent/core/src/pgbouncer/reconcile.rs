@@ -510,9 +510,14 @@ mod tests {
     }
 
     fn console(loaded: &str, link: &str) -> ConsoleView {
-        let row = LoadedDatabase { name: "app".into(), host: Some(loaded.into()), port: 5432, paused: false };
+        let row = LoadedDatabase {
+            name: "app".into(),
+            host: Some(loaded.into()),
+            port: 5432,
+            ..LoadedDatabase::default()
+        };
         let (database, state) = ("app".into(), "idle".into());
-        let link = ServerLink { database, state, addr: link.into(), port: 5432 };
+        let link = ServerLink { database, state, addr: link.into(), port: 5432, session: false };
         ConsoleView {
             version: (1, 18),
             databases: [row].into(),

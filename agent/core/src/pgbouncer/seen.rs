@@ -16,8 +16,10 @@ pub struct Seen {
     pub links: BTreeMap<String, Vec<ServerLink>>,
     /// Clients that wait for a server link, by database.
     pub waiting: BTreeMap<String, u64>,
-    /// `server_login_retry` in force.
-    pub login_retry: Option<String>,
+    /// Settings in force.
+    pub settings: BTreeMap<String, String>,
+    /// The process is paused, where the version tells.
+    pub paused: Option<bool>,
     /// Addresses by host name.
     pub resolved: BTreeMap<String, Vec<String>>,
 }
@@ -33,7 +35,8 @@ impl From<ConsoleView> for Seen {
             databases: view.databases.into_iter().map(|row| (row.name.clone(), row)).collect(),
             links,
             waiting: view.waiting,
-            login_retry: view.login_retry,
+            settings: view.settings,
+            paused: view.paused,
             resolved: view.resolved,
         }
     }
