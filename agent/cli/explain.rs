@@ -142,7 +142,7 @@ mod tests {
 
     fn verdict(up: bool) -> Verdict {
         let reason = Reason::new(Rule::PrimaryUp, "pg1 holds the leader key");
-        Verdict { up, reason, valid_until: Time::from_micros(9_000_000) }
+        Verdict { up, reason, valid_until: Time::from_micros(9_000_000), holding: None }
     }
 
     /// A page as the daemon of this version sends it.
@@ -191,6 +191,7 @@ mod tests {
                 }],
                 holding: None,
                 problems: vec![],
+                switch: Default::default(),
             }],
             local: Some(LocalStatus {
                 server: known(100),
