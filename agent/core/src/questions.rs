@@ -19,7 +19,7 @@ const LOCAL_PAUSE: Duration = Duration::from_millis(500);
 /// … of one that leads: a verdict rests on it.
 const LEADING_PAUSE: Duration = Duration::from_millis(250);
 /// … of one that has just taken the lock: clients wait for the moment in which it is writable.
-const PROMOTING_PAUSE: Duration = Duration::from_millis(3);
+const PROMOTING_PAUSE: Duration = Duration::from_millis(5);
 /// Pause between questions to a member whose answer is a settled matter.
 const MEMBER_PAUSE: Duration = Duration::from_secs(1);
 /// Pause between questions to a new leader that is about to become writable: each is one short request.
