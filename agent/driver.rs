@@ -1,6 +1,7 @@
 //! The loop: one task, one order. Facts go into the core, its orders go to the workers, its snapshot goes to everybody.
 
 use crate::clock;
+use crate::control::hooks::Hooks;
 use crate::journal::Journal;
 use crate::systemd;
 use pgsquire_core::agent::Agent;
@@ -65,6 +66,10 @@ pub struct Ends {
     pub status: watch::Sender<Arc<Status>>,
     /// The flight recorder.
     pub journal: Journal,
+    /// The hooks that wait for an answer.
+    pub hooks: Hooks,
+    /// Cancelled once the core has heard [`Event::Stopping`] and what it ordered is on its way.
+    pub stopping_heard: CancellationToken,
 }
 
 /// Runs until `stop`.
@@ -74,8 +79,12 @@ pub async fn run(mut agent: Agent, mut hands: Hands, mut ends: Ends, stop: Cance
     loop {
         for _ in 0..EVENTS_PER_TURN {
             let Some(event) = queue.pop_front().or_else(|| ends.events.try_recv().ok()) else { break };
+            let stopping = event == Event::Stopping;
             for effect in agent.handle(clock::now(), event) {
-                dispatch(effect, &hands, &ends.journal, &mut queue);
+                dispatch(effect, &hands, &ends, &mut queue);
+            }
+            if stopping {
+                ends.stopping_heard.cancel();
             }
         }
         let _ = ends.status.send_replace(Arc::new(agent.status(clock::now())));
@@ -98,12 +107,13 @@ pub async fn run(mut agent: Agent, mut hands: Hands, mut ends: Ends, stop: Cance
 }
 
 /// An order without a worker, or with one that has too much to do, fails at once: the core decides again.
-fn dispatch(effect: Effect, hands: &Hands, journal: &Journal, queue: &mut VecDeque<Event>) {
+fn dispatch(effect: Effect, hands: &Hands, ends: &Ends, queue: &mut VecDeque<Event>) {
     let Effect { id, order, reason } = effect;
-    if let Order::Record(entry) = order {
-        journal.append(entry);
-        return;
-    }
+    let order = match order {
+        Order::Record(entry) => return ends.journal.append(entry),
+        Order::AnswerHook { hook, answer } => return ends.hooks.answer(hook, answer),
+        order => order,
+    };
     tracing::trace!(?order, %reason, "order");
     let why = match hands.of(&order) {
         None => "there is no worker for it".to_owned(),
