@@ -11,6 +11,7 @@ mod page;
 mod paint;
 pub mod patroni_child;
 mod plan;
+mod render;
 mod run;
 mod status;
 mod table;
@@ -116,6 +117,9 @@ enum Command {
     /// Let go of a term that the agent remembers, or of a pooler that is gone
     #[command(after_help = "Examples:\n  pgsquire forget term --cluster main\n  pgsquire forget web3")]
     Forget(forget::What),
+    /// Print ready configuration for a neighbour
+    #[command(subcommand, after_help = "Example:\n  pgsquire render patroni")]
+    Render(render::What),
 }
 
 /// Runs a command.
@@ -139,6 +143,7 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
         Command::Plan { json } => plan::run(&config, json),
         Command::Events { follow, json } => events::run(&config, follow, json),
         Command::Forget(what) => forget::run(&config, what),
+        Command::Render(what) => render::run(&config, what),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

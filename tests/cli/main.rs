@@ -7,3 +7,4 @@ mod control;
 mod hook;
 mod host;
 mod http;
+mod render;
