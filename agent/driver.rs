@@ -151,3 +151,66 @@ impl Watchdog {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use pgsquire_core::config::{Config, Mode, SwitchConfig};
+    use pgsquire_core::effect::{EffectId, HookAnswer};
+    use pgsquire_core::event::{HookId, Restored};
+    use pgsquire_core::rule::{Reason, Rule};
+    use tokio::sync::mpsc;
+
+    /// The driver's ends, and the test's.
+    fn ends() -> (Agent, Ends, mpsc::Sender<Event>, tempfile::TempDir) {
+        let config = Config {
+            node: "host1".to_owned(),
+            mode: Mode::Enforce,
+            clusters: vec![],
+            local: None,
+            poolers: vec![],
+            switch: SwitchConfig::default(),
+            mutants: Default::default(),
+        };
+        let agent = Agent::new(config, Restored::default(), clock::now());
+        let state_dir = tempfile::tempdir().expect("folder");
+        let (events, facts) = mpsc::channel(10);
+        let ends = Ends {
+            events: facts,
+            hands: mpsc::channel(1).1,
+            status: watch::channel(Arc::new(agent.status(clock::now()))).0,
+            journal: crate::journal::open(state_dir.path()).0,
+            hooks: Hooks::default(),
+            stopping_heard: CancellationToken::new(),
+        };
+        (agent, ends, events, state_dir)
+    }
+
+    #[tokio::test]
+    async fn that_we_stop_is_heard() {
+        let (agent, ends, events, _state_dir) = ends();
+        let (heard, stop) = (ends.stopping_heard.clone(), CancellationToken::new());
+        let driver = tokio::spawn(run(agent, Hands::default(), ends, stop.clone()));
+        events.send(Event::Tick).await.expect("sent");
+        assert!(!heard.is_cancelled());
+        events.send(Event::Stopping).await.expect("sent");
+        let patience = Duration::from_secs(20);
+        tokio::time::timeout(patience, heard.cancelled()).await.expect("in time");
+        stop.cancel();
+        driver.await.expect("ended");
+    }
+
+    #[test]
+    fn an_answer_to_a_hook_has_no_outcome_and_an_order_without_a_worker_fails() {
+        let (_, ends, _events, _state_dir) = ends();
+        let mut queue = VecDeque::new();
+        let mut give = |order| {
+            let reason = Reason::new(Rule::WritableLeader, "");
+            dispatch(Effect { id: EffectId(1), order, reason }, &Hands::default(), &ends, &mut queue);
+            queue.pop_front()
+        };
+        let answer = HookAnswer::Return { go_on: true, why: String::new() };
+        assert_eq!(give(Order::AnswerHook { hook: HookId(1), answer }), None);
+        assert!(matches!(give(Order::ProbeLocal), Some(Event::Done { outcome: Outcome::Failed { .. }, .. })));
+    }
+}

@@ -8,9 +8,13 @@ use std::io::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::mpsc;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::Thread;
 use std::time::{Duration, Instant};
+
+/// The guard's own line may take this long.
+const LAST_WORD: Duration = Duration::from_millis(100);
 
 /// One of these commands.
 #[derive(Debug, PartialEq, Eq)]
@@ -119,16 +123,28 @@ impl Guard {
     }
 }
 
-fn watch(name: &str, shared: &Mutex<LastWord>) {
+fn watch(name: &'static str, shared: &Mutex<LastWord>) {
     loop {
         let LastWord { begin, end, code } = *lock(shared);
         match end.checked_duration_since(Instant::now()) {
             Some(left) if !left.is_zero() => std::thread::park_timeout(left),
             _ => {
-                complain(name, &format!("gave up after {} ms", (end - begin).as_millis()));
+                say_if_heard(name, format!("gave up after {} ms", (end - begin).as_millis()));
                 std::process::exit(i32::from(code));
             }
         }
+    }
+}
+
+/// Standard error may be what hangs: a pipe that nobody reads.
+fn say_if_heard(name: &'static str, line: String) {
+    let (said, heard) = mpsc::channel();
+    let speaker = std::thread::Builder::new().spawn(move || {
+        complain(name, &line);
+        let _ = said.send(());
+    });
+    if speaker.is_ok() {
+        let _ = heard.recv_timeout(LAST_WORD);
     }
 }
 

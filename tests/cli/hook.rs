@@ -217,6 +217,32 @@ fn the_guard_ends_it_when_answers_never_come_to_an_end() {
 }
 
 #[test]
+fn a_log_that_nobody_reads_does_not_hold_it_up() {
+    use nix::fcntl::{FcntlArg, OFlag, fcntl};
+    let host = Host::new();
+    let (_reader, mut log) = std::io::pipe().expect("pipe");
+    fcntl(&log, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).expect("set");
+    while log.write(b"full").is_ok() {}
+    fcntl(&log, FcntlArg::F_SETFL(OFlag::empty())).expect("set");
+    for args in [&["hook", "before-stop"][..], &["callback", "on_start", "primary", "main"]] {
+        let mut child = host.command(args).stderr(log.try_clone().expect("cloned")).spawn().expect("started");
+        let begin = Instant::now();
+        let ended = loop {
+            match child.try_wait().expect("waited") {
+                Some(ended) => break ended,
+                None if begin.elapsed() > LONG => {
+                    child.kill().expect("killed");
+                    panic!("{args:?} still runs");
+                }
+                None => std::thread::yield_now(),
+            }
+        };
+        assert_eq!(ended.code(), Some(0), "{args:?}");
+        assert!(begin.elapsed() < 2 * AT_ONCE, "{args:?}: {:?}", begin.elapsed());
+    }
+}
+
+#[test]
 fn it_dies_at_once_when_patroni_changes_its_mind() {
     let host = Host::new();
     let daemon = Daemon::new(&host);
