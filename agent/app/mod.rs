@@ -26,7 +26,7 @@ use workers::Workers;
 const EVENTS: usize = 1024;
 /// What is under way at the end gets this long.
 const GRACE: Duration = Duration::from_secs(10);
-/// The core has this long to hear that we stop.
+/// The core has this long to hear that we stop, and to tell the hooks that wait.
 const FAREWELL: Duration = Duration::from_secs(1);
 
 /// A named task: its end is an error unless we are stopping.
@@ -103,10 +103,14 @@ async fn daemon(settings: Settings, config_path: PathBuf, filter: telemetry::Fil
     let farewell = async {
         if reload.events.send(Event::Stopping).await.is_ok() {
             stopping_heard.cancelled().await;
+            reload.hooks.all_left().await;
         }
     };
     if tokio::time::timeout(FAREWELL, farewell).await.is_err() {
-        tracing::warn!("the driver did not hear within {} s that we stop", FAREWELL.as_secs());
+        let heard = stopping_heard.is_cancelled();
+        let who =
+            if heard { "a hook of Patroni still waits" } else { "the driver did not hear that we stop" };
+        tracing::warn!("{who} after {} s: it is left alone", FAREWELL.as_secs());
     }
     workers.end().await;
     journal.record("agent", &reload.settings.core.node, "stopped");

@@ -4,10 +4,11 @@ use super::HOOKS;
 use pgsquire_core::effect::HookAnswer;
 use pgsquire_core::event::{Event, HookId, HookKind};
 use std::collections::BTreeMap;
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::mpsc::OwnedPermit;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 /// All hooks that wait. Cheap to clone; every clone is the same.
 #[derive(Debug, Clone, Default)]
@@ -17,6 +18,8 @@ pub struct Hooks(Arc<Shared>);
 struct Shared {
     strict: AtomicBool,
     waiting: Mutex<Waiting>,
+    /// Somebody left.
+    left: Notify,
 }
 
 #[derive(Debug, Default)]
@@ -51,6 +54,19 @@ impl Hooks {
             }
             open
         });
+    }
+
+    /// Comes back when no hook waits.
+    pub async fn all_left(&self) {
+        loop {
+            let mut left = pin!(self.0.left.notified());
+            // Before the look, so that nobody leaves unseen between the two.
+            left.as_mut().enable();
+            if self.waiting().answers.is_empty() {
+                return;
+            }
+            left.await;
+        }
     }
 
     /// A place for one more; none: too many wait already.
@@ -111,6 +127,7 @@ impl Place {
 impl Drop for Place {
     fn drop(&mut self) {
         self.hooks.waiting().answers.remove(&self.id);
+        self.hooks.0.left.notify_waiters();
         if let Some(place) = self.lost.take() {
             place.send(Event::HookLost { hook: self.id });
         }
@@ -170,6 +187,20 @@ mod tests {
         assert!(hooks.enter().is_none());
         drop(places);
         assert!(hooks.enter().is_some());
+    }
+
+    #[tokio::test]
+    async fn it_is_seen_when_the_last_one_leaves() {
+        let hooks = Hooks::default();
+        hooks.all_left().await;
+        let (one, two) = (hooks.enter().expect("a place"), hooks.enter().expect("a place"));
+        let watched = hooks.clone();
+        let all_left = tokio::spawn(async move { watched.all_left().await });
+        drop(one);
+        tokio::task::yield_now().await;
+        assert!(!all_left.is_finished());
+        drop(two);
+        all_left.await.expect("ended");
     }
 
     #[test]

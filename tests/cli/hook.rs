@@ -286,3 +286,22 @@ fn a_hook_says_nothing_to_systemd_and_more_words_do_not_matter() {
     assert!(host.told_nothing());
     assert_eq!(std::fs::read_dir(host.path("state")).expect("there").count(), 0, "it writes nothing");
 }
+
+#[test]
+fn it_is_quick() {
+    let host = Host::new();
+    let mut times: Vec<Duration> = (0..15).map(|_| hook(&host, "before-stop").1).collect();
+    times.sort();
+    // Generous, as for a callback; a runtime or TLS would still show.
+    assert!(times[7] < Duration::from_millis(50), "{times:?}");
+}
+
+#[test]
+fn a_hook_that_waits_when_the_daemon_stops_is_told() {
+    let mut host = Host::new();
+    host.configure("[switch]\nfence = 'strict'\n");
+    host.start();
+    let child = start(&host, "before-stop");
+    assert_eq!(host.stop(), Some(0));
+    assert_eq!(ended(child).code, Some(0));
+}
