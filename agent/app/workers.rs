@@ -4,7 +4,8 @@
 use super::{Crew, GRACE, add};
 use crate::config::{self, ClusterSettings, Settings, Store};
 use crate::driver::Hands;
-use crate::{dcs, patroni, pgbouncer, postgres, state};
+use crate::{dcs, patroni, pgbouncer, postgres, probe, state};
+use pgsquire_core::config::{Route, RouteTo};
 use pgsquire_core::effect::Effect;
 use pgsquire_core::event::Event;
 use std::collections::BTreeMap;
@@ -34,6 +35,11 @@ impl Workers {
             Workers { crew: Crew::new(), stop: CancellationToken::new(), hands: Hands::default() };
         for cluster in &settings.clusters {
             workers.follow(cluster, events);
+            // Readers that may fall back to the primary feel its loss as well.
+            let needs_primary = |route: &Route| route.to == RouteTo::Primary || route.fallback_primary;
+            if settings.core.routes_into(&cluster.name).any(needs_primary) {
+                workers.watch_servers(cluster, events);
+            }
         }
         if let Some(patroni) = &settings.patroni {
             let (orders, inbox) = mpsc::channel(ORDERS);
@@ -93,16 +99,34 @@ impl Workers {
             username: etcd.username.clone(),
             password_file: etcd.password_file.clone(),
         };
-        let config = dcs::WorkerConfig {
-            cluster: cluster.name.clone(),
-            prefix: dcs::prefix(&cluster.namespace, &cluster.scope, cluster.group),
-            store: dcs::StoreConfig::Etcd(store),
-        };
+        let store = dcs::StoreConfig::Etcd(store);
+        let config =
+            |prefix| dcs::WorkerConfig { cluster: cluster.name.clone(), prefix, store: store.clone() };
+        let (namespace, scope, group) = (&cluster.namespace, &cluster.scope, cluster.group);
+        let theirs = config(dcs::prefix(namespace, scope, group));
         self.hands.stores.insert(cluster.name.clone(), orders);
-        self.add("a store's follower", dcs::run(config, inbox, events.clone(), self.stop.clone()));
+        self.add("a store's follower", dcs::run(theirs, inbox, events.clone(), self.stop.clone()));
+        let ours = config(dcs::own_prefix(namespace, scope, group));
+        let peers = dcs::run_peers(ours.clone(), events.clone(), self.stop.clone());
+        self.add("the follower of our own keys", peers);
+        let (orders, inbox) = mpsc::channel(ORDERS);
+        self.hands.publishers.insert(cluster.name.clone(), orders);
+        let publisher = dcs::run_publisher(ours, inbox, events.clone(), self.stop.clone());
+        self.add("the publisher of our own keys", publisher);
         let (orders, inbox) = mpsc::channel(ORDERS);
         self.hands.members.insert(cluster.name.clone(), orders);
         self.ask_members("the asker of a cluster's members", &cluster.tls, inbox, events);
+    }
+
+    fn watch_servers(&mut self, cluster: &ClusterSettings, events: &Sender<Event>) {
+        let (orders, inbox) = mpsc::channel(ORDERS);
+        let login = cluster.probe.as_ref().map(|probe| (probe.conninfo.clone(), probe.password_file.clone()));
+        let config = probe::WorkerConfig { cluster: cluster.name.clone(), login };
+        self.hands.probes.insert(cluster.name.clone(), orders);
+        self.add(
+            "the watcher of a leader's server",
+            probe::run(config, inbox, events.clone(), self.stop.clone()),
+        );
     }
 
     fn ask_members(
