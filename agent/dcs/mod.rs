@@ -38,6 +38,31 @@ pub fn prefix(namespace: &str, scope: &str, group: Option<u32>) -> String {
     }
 }
 
+// STAND-INS until the branch `store` is merged: take its version of this file.
+
+/// The prefix of our own keys of a cluster.
+pub fn own_prefix(namespace: &str, scope: &str, group: Option<u32>) -> String {
+    format!("/pgsquire{}", prefix(namespace, scope, group))
+}
+
+/// Follows nothing until `stop`.
+pub async fn run_peers(_config: WorkerConfig, _events: Sender<Event>, stop: CancellationToken) {
+    stop.cancelled().await;
+}
+
+/// Publishes nothing until `stop`.
+pub async fn run_publisher(
+    _config: WorkerConfig,
+    mut orders: Receiver<Effect>,
+    events: Sender<Event>,
+    stop: CancellationToken,
+) {
+    Report::new(events, stop.clone()).refuse(&mut orders).await;
+    stop.cancelled().await;
+}
+
+// End of the stand-ins.
+
 /// Follows a cluster until `stop`, or until nobody listens.
 pub async fn run(
     config: WorkerConfig,

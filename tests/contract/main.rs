@@ -4,6 +4,7 @@
 mod certificates;
 mod etcd;
 mod patroni_rest;
+mod patroni_yml;
 mod pgbouncer_console;
 mod pgbouncer_ini;
 mod postgres;
