@@ -187,6 +187,7 @@ mod tests {
                     timeline: Some(Timeline(3)),
                     lsn: Some(Lsn(77)),
                     lag: Some(17_000_000),
+                    version: None,
                     tags: vec!["nofailover=true".to_owned()],
                 }],
                 holding: None,

@@ -460,9 +460,8 @@ impl Observed {
         let since =
             config.local.as_ref().and_then(|local| self.clusters.get(&local.cluster)).map(|v| v.leader_since);
         let old = since.is_none_or(|since| now.since(since) > PROMOTION_PATIENCE);
-        let writable =
-            self.local.last().is_some_and(|server| !server.in_recovery) && self.local.seen() >= since;
-        !old && !writable
+        let waits = self.local.last().is_some_and(|server| server.in_recovery || self.local.seen() < since);
+        !old && waits
     }
 
     /// Name of the member on this host: as its Patroni says, else the node's name.

@@ -266,6 +266,7 @@ fn member_line(view: &ClusterView, topology: &Topology, member: &Member) -> Memb
         timeline: member.timeline,
         lsn: member.lsn,
         lag: (!leads && same_timeline).then(|| lag(topology, member, replayed)).flatten(),
+        version: member.version.clone(),
         tags: member.tags.iter().map(|(tag, value): (&String, &String)| format!("{tag}={value}")).collect(),
     }
 }

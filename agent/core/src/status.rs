@@ -148,6 +148,8 @@ pub struct MemberLine {
     pub lsn: Option<Lsn>,
     /// Bytes behind the leader, on the same timeline.
     pub lag: Option<u64>,
+    /// Patroni's version.
+    pub version: Option<String>,
     /// Tags, as `key=value`.
     pub tags: Vec<String>,
 }

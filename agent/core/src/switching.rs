@@ -55,7 +55,10 @@ impl Agent {
             Event::HookLost { hook } => self.with_conductor(|facts, state, said| {
                 conductor::lost(facts, state, hook, said);
             }),
-            Event::Stopping => self.ending = true,
+            Event::Stopping => {
+                self.ending = true;
+                self.with_conductor(conductor::stop);
+            }
             Event::PoolerForgotten { cluster, node } => {
                 self.recorder.say(
                     self.now,
@@ -76,9 +79,13 @@ impl Agent {
     }
 
     fn hook_asked(&mut self, hook: HookId, kind: HookKind, wall: u64) {
-        if self.config.local.is_none() {
-            let go_on = true;
-            let why = "there is no [patroni] or [postgres] on this host".to_string();
+        if self.config.local.is_none() || self.ending {
+            let strict = self.config.switch.fence == Fence::Strict && kind == HookKind::PrePromote;
+            let go_on = !strict;
+            let why = match self.ending {
+                true => "the agent on this host stops".to_string(),
+                false => "there is no [patroni] or [postgres] on this host".to_string(),
+            };
             self.answers.push((hook, crate::effect::HookAnswer::Return { go_on, why }));
             return;
         }

@@ -242,6 +242,19 @@ fn epoch(facts: &Facts<'_>) -> String {
     format!("{}-{revision}-{}", facts.config.node, facts.now.as_micros())
 }
 
+/// The agent stops: nobody waits for an answer that cannot come.
+pub fn stop(facts: &Facts<'_>, state: &mut SwitchState, said: &mut Said) {
+    if let Some(stop) = state.stop.take()
+        && !matches!(stop.step, Step::Over { .. })
+    {
+        said.give(stop.hook, true, "the agent on this host stops".into());
+    }
+    if let Some(hook) = state.promotion.take().and_then(|promotion| promotion.hook) {
+        let go_on = facts.config.switch.fence != Fence::Strict;
+        said.give(hook, go_on, "the agent on this host stops".into());
+    }
+}
+
 /// Takes both hooks further. Call it at every turn.
 pub fn step(facts: &Facts<'_>, state: &mut SwitchState, said: &mut Said) {
     if let Some(mut stop) = state.stop.take() {
