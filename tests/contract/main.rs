@@ -7,6 +7,8 @@ mod patroni_rest;
 mod pgbouncer_console;
 mod pgbouncer_ini;
 mod postgres;
+mod probe;
 mod processes;
+mod publish;
 mod server;
 mod worker;
