@@ -120,7 +120,10 @@ impl Workers {
 
     fn watch_servers(&mut self, cluster: &ClusterSettings, events: &Sender<Event>) {
         let (orders, inbox) = mpsc::channel(ORDERS);
-        let login = cluster.probe.as_ref().map(|probe| (probe.conninfo.clone(), probe.password_file.clone()));
+        let login = cluster.probe.as_ref().map(|login| probe::Login {
+            conninfo: login.conninfo.clone(),
+            password_file: login.password_file.clone(),
+        });
         let config = probe::WorkerConfig { cluster: cluster.name.clone(), login };
         self.hands.probes.insert(cluster.name.clone(), orders);
         self.add(

@@ -8,6 +8,8 @@ mod patroni_yml;
 mod pgbouncer_console;
 mod pgbouncer_ini;
 mod postgres;
+mod probe;
 mod processes;
+mod publish;
 mod server;
 mod worker;
