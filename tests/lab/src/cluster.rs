@@ -4,6 +4,7 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use tokio::task::JoinHandle;
 
 use crate::lab::Lab;
 use crate::patroni::{Member, POSTGRES_PORT, Rest};
@@ -82,6 +83,12 @@ impl Lab {
         };
         wait::answer(&what(), Duration::from_secs(30), STEP, led).await?;
         Ok(to)
+    }
+
+    /// Orders a switchover and does not wait for it; the handle has what Patroni says at its end.
+    pub async fn order_switchover(&self) -> Result<JoinHandle<Result<String>>> {
+        let (leader, to, rest) = (self.leader().await?, self.candidate().await?, self.rest()?);
+        Ok(tokio::spawn(async move { rest.switchover(&leader, &to).await }))
     }
 
     /// Whom to switch over to: with `synchronous_mode` on, Patroni takes nobody but the synchronous one.

@@ -56,6 +56,12 @@ impl LoadSpec {
         }
     }
 
+    /// One client that shows whether a pooler answers at all: it asks again and again, and takes an error for an answer.
+    pub fn asker(address: SocketAddrV4) -> Self {
+        let pause = Duration::from_millis(20);
+        Self { pause, reconnect_pause: pause, ..Self::reads(address, 1) }
+    }
+
     /// Reading clients.
     pub fn reads(address: SocketAddrV4, clients: usize) -> Self {
         Self { work: Work::Read, ..Self::writes(address, clients) }
@@ -148,6 +154,16 @@ impl Load {
             first.into_iter().flatten().max().context("there are no clients")
         };
         wait::answer("a commit by every client", limit, Duration::from_millis(50), ask).await
+    }
+
+    /// Waits until somebody had an answer after `since`, be it an error.
+    pub async fn wait_answered(&self, since: Instant, limit: Duration) -> Result<Instant> {
+        let ask = || async {
+            let log = self.log();
+            let last = log.commits.last().map(|c| c.at).max(log.failures.last().map(|f| f.at));
+            last.filter(|at| *at > since).context("nobody had one")
+        };
+        wait::answer("an answer to a client", limit, Duration::from_millis(20), ask).await
     }
 
     /// The first commit of each client after `since`.

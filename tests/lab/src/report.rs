@@ -25,6 +25,8 @@ pub struct Report {
     pub outage_start: Option<Instant>,
     /// The first commit after it; none if it lasted to the end.
     pub outage_end: Option<Instant>,
+    /// The longest time in which nobody had any answer, be it an error.
+    pub silence: Duration,
     /// The first commit on each server that had any.
     pub first_on: BTreeMap<Ipv4Addr, Instant>,
     /// The last commit on each server that had any.
@@ -50,6 +52,11 @@ impl Report {
             report.last_on.insert(commit.server, commit.at);
         }
         report.find_outage(&commits, from, to);
+        let mut answers: Vec<Instant> = log.failures.iter().map(|f| f.at).filter(|at| inside(*at)).collect();
+        answers.extend(commits.iter().map(|c| c.at));
+        answers.extend([from, to]);
+        answers.sort();
+        report.silence = answers.windows(2).map(|w| w[1] - w[0]).max().unwrap_or_default();
         report
     }
 
@@ -121,6 +128,7 @@ mod tests {
         let report = Report::of(&log, start, start + Duration::from_millis(2500));
         assert_eq!((report.commits, report.errors, report.clients_with_errors), (4, 3, 2));
         assert_eq!(report.most_errors_of_a_client, 2);
+        assert_eq!(report.silence, Duration::from_millis(1950), "from the last error on");
         assert_eq!(report.outage, Duration::from_millis(1980));
         assert_eq!(report.error_texts["closed"], 2);
         let writable = start + Duration::from_millis(1990);
