@@ -5,6 +5,7 @@
 
 mod agent_faults;
 mod bad_input;
+mod clients;
 mod follow;
 mod ini;
 mod kill;
@@ -15,4 +16,8 @@ mod quickstart;
 mod routes;
 mod site;
 mod stale;
+mod switch;
+mod switch_faults;
+mod switch_loss;
+mod switch_modes;
 mod versions;

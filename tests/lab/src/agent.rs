@@ -62,6 +62,7 @@ fn config_text(state: &State, host: &Host) -> String {
         HostRole::Member => member_tables(state, host),
         _ => pooler_tables(state, host),
     };
+    text += &format!("\n{}", state.spec.switch.table());
     if !state.spec.agent_settings.is_empty() {
         text += &format!("\n{}\n", state.spec.agent_settings);
     }

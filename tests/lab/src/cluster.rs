@@ -4,6 +4,7 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use tokio::task::JoinHandle;
 
 use crate::lab::Lab;
 use crate::patroni::{Member, POSTGRES_PORT, Rest};
@@ -14,6 +15,8 @@ use crate::state::{Component, HostRole};
 use crate::wait;
 
 const STEP: Duration = Duration::from_millis(100);
+/// What Patroni calls the member whose copy a commit waits for.
+const SYNC_STANDBY: &str = "sync_standby";
 
 impl Lab {
     /// Patroni's REST interfaces.
@@ -69,7 +72,7 @@ impl Lab {
         let leader = self.leader().await?;
         let to = match to {
             Some(to) => to.to_string(),
-            None => self.replicas().await?.into_iter().next().context("no replica to switch to")?,
+            None => self.candidate().await?,
         };
         let what = || format!("switching over from {leader} to {to}");
         self.rest()?.switchover(&leader, &to).await.with_context(what)?;
@@ -80,6 +83,51 @@ impl Lab {
         };
         wait::answer(&what(), Duration::from_secs(30), STEP, led).await?;
         Ok(to)
+    }
+
+    /// Orders a switchover and does not wait for it; the handle has what Patroni says at its end.
+    pub async fn order_switchover(&self) -> Result<JoinHandle<Result<String>>> {
+        let (leader, to, rest) = (self.leader().await?, self.candidate().await?, self.rest()?);
+        Ok(tokio::spawn(async move { rest.switchover(&leader, &to).await }))
+    }
+
+    /// Whom to switch over to: with `synchronous_mode` on, Patroni takes nobody but the synchronous one.
+    pub async fn candidate(&self) -> Result<String> {
+        let mut replicas = self.members().await?;
+        replicas.retain(|m| !m.leads());
+        replicas.sort_by_key(|m| m.role != SYNC_STANDBY);
+        Ok(replicas.into_iter().next().context("no replica to switch to")?.name)
+    }
+
+    /// Has Patroni note a switchover for this time tomorrow, and returns the candidate.
+    pub async fn switchover_tomorrow(&self) -> Result<String> {
+        let (leader, to) = (self.leader().await?, self.candidate().await?);
+        let client = self.superuser(&leader, "postgres").await?;
+        let tomorrow = sql::value(&client, "SELECT date_trunc('second', now()) + '1 day'").await?;
+        let tomorrow = tomorrow.context("the server does not know the time")?;
+        let noted = self.rest()?.schedule_switchover(&leader, &to, &tomorrow).await;
+        noted.with_context(|| format!("scheduling a switchover from {leader} to {to} for {tomorrow}"))?;
+        Ok(to)
+    }
+
+    /// Switches `synchronous_mode` on and waits until commits wait for a standby: then no kill may lose one.
+    pub async fn synchronous(&self, limit: Duration) -> Result<()> {
+        self.rest()?.patch_config(&serde_json::json!({ "synchronous_mode": true })).await?;
+        self.wait_synchronous(limit).await
+    }
+
+    /// Waits until commits wait for a standby that Patroni would promote.
+    pub async fn wait_synchronous(&self, limit: Duration) -> Result<()> {
+        let asked = || async {
+            let members = self.members().await?;
+            let standby = members.iter().find(|m| m.role == SYNC_STANDBY);
+            let standby = standby.with_context(|| format!("none among {}", named(&members)))?;
+            let client = self.superuser(&self.leader().await?, "postgres").await?;
+            let names = sql::value(&client, "SHOW synchronous_standby_names").await?.unwrap_or_default();
+            ensure!(names.contains(&standby.name), "{} is not in `{names}`", standby.name);
+            Ok(())
+        };
+        wait::answer("a synchronous standby", limit, STEP, asked).await
     }
 
     /// A host's address.

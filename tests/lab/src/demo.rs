@@ -21,7 +21,7 @@ const RECOVERY: Duration = Duration::from_secs(120);
 
 /// Three etcd, three members, a write and a read pooler with agents, and a write pooler moved the classic way.
 pub fn spec(agent: PathBuf) -> Spec {
-    let spec = Spec { agent: Some(agent), ..Spec::default() };
+    let spec = Spec { agent: Some(agent), hooks: true, ..Spec::default() };
     spec.pooler(Pooler::write()).pooler(Pooler::read()).pooler(Pooler::classic())
 }
 

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use crate::faults::Part;
 use crate::lab::Lab;
-use crate::load::Load;
+use crate::load::{Load, LoadSpec};
 use crate::report::Report;
 use crate::watcher::Watcher;
 
@@ -34,6 +34,8 @@ pub struct Event {
     pub ordered: Instant,
     /// When the new primary was seen to be writable.
     pub writable: Instant,
+    /// The last commit of a client that was connected to the old primary itself: what Patroni takes begins here.
+    pub last_direct: Option<Instant>,
     /// What the clients of each load saw, in the order the loads were given.
     pub seen: Vec<Seen>,
 }
@@ -66,10 +68,12 @@ pub async fn measure(
     if first != from {
         bail!("{first} is writable, but {from} leads");
     }
+    let direct = Load::start(direct_client(lab, &from)?).await.context("a client beside the poolers")?;
     let ordered = Instant::now();
     let (order, writable) =
         tokio::join!(order(lab, happening, &from), watcher.writable_after(ordered, limit));
     order?;
+    let last_direct = direct.stop(DIRECT_END).await.commits.last().map(|c| c.at);
     let (to, writable) = writable.with_context(|| format!("after {happening:?} of {from}"))?;
     let server = lab.address(&to)?;
     let mut recovered = Vec::new();
@@ -89,7 +93,27 @@ pub async fn measure(
             report,
         });
     }
-    Ok(Event { happening, from, to, ordered, writable, seen })
+    Ok(Event { happening, from, to, ordered, writable, last_direct, seen })
+}
+
+/// The number of the client beside the poolers: none of a load has it.
+const DIRECT: usize = 1_000_000;
+/// It may be waiting for a server that is gone.
+const DIRECT_END: Duration = Duration::from_millis(100);
+
+/// A client that shows when a server took its last commit.
+fn direct_client(lab: &Lab, member: &str) -> Result<LoadSpec> {
+    let spec = LoadSpec::writes(lab.postgres_address(member)?, 1);
+    // Once the server has ended it is history: nobody asks it again.
+    let (pause, reconnect_pause) = (Duration::from_millis(2), Duration::from_secs(3600));
+    Ok(LoadSpec { first: DIRECT, pause, reconnect_pause, ..spec })
+}
+
+impl Event {
+    /// From the last commit on the old primary to the new one being writable: what Patroni takes with nobody between.
+    pub fn own_gap(&self) -> Option<Duration> {
+        Some(self.writable.saturating_duration_since(self.last_direct?))
+    }
 }
 
 async fn order(lab: &mut Lab, happening: Happening, from: &str) -> Result<()> {

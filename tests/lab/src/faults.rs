@@ -20,7 +20,7 @@ pub enum Part {
     Postgres,
     /// Patroni and PostgreSQL.
     Both,
-    /// The agent alone.
+    /// The agent's own process: what it has started (the guard of a pause) lives on.
     Agent,
     /// PgBouncer alone.
     PgBouncer,
@@ -34,8 +34,10 @@ impl Lab {
     /// SIGKILL, and returns when the processes are gone. Patroni is hit before PostgreSQL, so that it cannot react.
     pub async fn kill(&mut self, host: &str, part: Part) -> Result<()> {
         // What is frozen starts nothing any more: else a backend that is just being forked would survive its server and
-        // hold its shared memory for good.
-        signal_all(&self.processes_of(host, part)?, Signal::SIGSTOP)?;
+        // hold its shared memory for good. An agent is to be hit at a certain moment, and is one process.
+        if part != Part::Agent {
+            signal_all(&self.processes_of(host, part)?, Signal::SIGSTOP)?;
+        }
         let victims = self.processes_of(host, part)?;
         signal_all(&victims, Signal::SIGKILL)?;
         let gone = wait::until(Duration::from_secs(10), || victims.iter().all(|p| !p.alive())).await;
@@ -89,7 +91,10 @@ impl Lab {
             Part::Patroni => component(Component::Patroni)?,
             Part::Postgres => server()?,
             Part::Both => [component(Component::Patroni)?, server()?].concat(),
-            Part::Agent => component(Component::Agent)?,
+            Part::Agent => {
+                let process = self.state.process(host, Component::Agent).filter(ProcessId::alive);
+                vec![process.with_context(|| format!("no agent runs on {host}"))?]
+            }
             Part::PgBouncer => component(Component::PgBouncer)?,
             Part::Etcd => component(Component::Etcd)?,
             Part::Host => process::marked(&self.state.dir, Some(host)),
@@ -123,6 +128,24 @@ impl Lab {
             self.cut(host, &etcd.name)?;
         }
         Ok(())
+    }
+
+    /// Patroni and PostgreSQL of a member do not reach the store; its agent and everybody else do.
+    pub fn cut_patroni_from_store(&self, member: &str) -> Result<()> {
+        self.network_can_be_cut()?;
+        let from = self.address(member)?;
+        let mut stores = self.state.hosts_of(HostRole::Etcd);
+        stores.try_for_each(|etcd| self.state.network.cut_without_agent(from, etcd.address))
+    }
+
+    /// SIGKILL to so many etcd servers that the rest is no majority; says which.
+    pub async fn kill_quorum(&mut self) -> Result<Vec<String>> {
+        let mut names: Vec<String> = self.state.hosts_of(HostRole::Etcd).map(|h| h.name.clone()).collect();
+        names.truncate(names.len().div_ceil(2));
+        for name in &names {
+            self.kill(name, Part::Etcd).await?;
+        }
+        Ok(names)
     }
 
     /// Ends all cuts.

@@ -14,10 +14,15 @@ pub struct Http {
 impl Http {
     /// A client whose questions are given up after `limit`.
     pub fn new(limit: Duration) -> Result<Self> {
+        Self::keeping(limit, 0)
+    }
+
+    /// The same, and so many connections to a server stay open between questions.
+    pub fn keeping(limit: Duration, connections: usize) -> Result<Self> {
         let client = reqwest::Client::builder()
             .tls_certs_only([])
             .no_proxy()
-            .pool_max_idle_per_host(0)
+            .pool_max_idle_per_host(connections)
             .timeout(limit)
             .build()
             .context("making an HTTP client")?;
@@ -36,6 +41,17 @@ impl Http {
         match self.get(url).await? {
             (200, body) => serde_json::from_str(&body).with_context(|| format!("{url}: not JSON")),
             (code, body) => bail!("{url} answers {code}: {}", body.trim()),
+        }
+    }
+
+    /// Sends JSON and leaves the answer open: it goes on for as long as the other side wants.
+    pub async fn stream(&self, url: &str, body: &Value) -> Result<reqwest::Response> {
+        let endless = Duration::from_secs(24 * 3600);
+        let asked = self.client.post(url).json(body).timeout(endless).send().await;
+        let answer = asked.with_context(|| format!("POST {url}"))?;
+        match answer.status().is_success() {
+            true => Ok(answer),
+            false => bail!("POST {url} answers {}", answer.status()),
         }
     }
 

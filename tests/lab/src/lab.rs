@@ -216,7 +216,10 @@ impl Lab {
         let launch = Launch {
             lab: self.state.dir.clone(),
             host: host.name.clone(),
-            group: Network::group(host.address),
+            group: match name == Component::Agent.name() {
+                true => Network::agent_group(host.address),
+                false => Network::group(host.address),
+            },
             command,
             env,
             folder: host.folder.clone(),

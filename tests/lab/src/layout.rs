@@ -10,6 +10,7 @@ use anyhow::{Context, Result, ensure};
 use crate::agent;
 use crate::classic;
 use crate::etcd;
+use crate::hooks;
 use crate::network::Network;
 use crate::patroni::{self, POSTGRES_PORT, REST_PORT};
 use crate::process;
@@ -127,11 +128,12 @@ fn fill(state: &State) -> Result<()> {
         if host.role == HostRole::Member {
             patroni::configure(state, host)?;
             classic::write_script(state, host)?;
+            hooks::write_script(state, host)?;
         }
         if state.has_agent(host) {
             agent::configure(state, host)?;
         }
-        give_files(host, &["patroni.yml", "on-role-change.sh", "agent.toml"])?;
+        give_files(host, &["patroni.yml", "on-role-change.sh", "hook.sh", "agent.toml"])?;
     }
     Ok(())
 }

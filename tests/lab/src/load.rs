@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio_postgres::Client;
+use tokio_postgres::{Client, SimpleQueryMessage};
 
 use crate::pgbouncer::{APP_PASSWORD, APP_USER, DATABASE};
 use crate::report::Report;
@@ -23,8 +23,14 @@ pub struct LoadSpec {
     pub database: String,
     /// How many they are, with one connection each.
     pub clients: usize,
+    /// The number of the first of them, so that two loads can share the table.
+    pub first: usize,
     /// What each does again and again.
     pub work: Work,
+    /// How long a transaction stays open between its INSERT and its COMMIT. None: the INSERT is the transaction.
+    pub transaction: Option<Duration>,
+    /// A new connection for every transaction?
+    pub fresh: bool,
     /// Pause of a client after a commit.
     pub pause: Duration,
     /// Pause of a client after an error, before it connects again.
@@ -40,11 +46,20 @@ impl LoadSpec {
             address,
             database: DATABASE.into(),
             clients,
+            first: 0,
             work: Work::Write,
+            transaction: None,
+            fresh: false,
             pause: Duration::from_millis(10),
             reconnect_pause: Duration::from_millis(100),
             give_up: Duration::from_secs(60),
         }
+    }
+
+    /// One client that shows whether a pooler answers at all: it asks again and again, and takes an error for an answer.
+    pub fn asker(address: SocketAddrV4) -> Self {
+        let pause = Duration::from_millis(20);
+        Self { pause, reconnect_pause: pause, ..Self::reads(address, 1) }
     }
 
     /// Reading clients.
@@ -65,14 +80,18 @@ pub enum Work {
 /// An acknowledged commit (or an answered read).
 #[derive(Clone, Copy, Debug)]
 pub struct Commit {
+    /// When the client sent what committed it.
+    pub sent: Instant,
     /// When the client had the answer.
     pub at: Instant,
     /// Which client.
     pub client: usize,
-    /// The client's running number of this row.
+    /// The client's running number of this row; one that failed is not used again.
     pub number: u64,
     /// The server that did it.
     pub server: Ipv4Addr,
+    /// The timeline it was on; 0 for a read.
+    pub timeline: u32,
 }
 
 /// Something a client saw fail.
@@ -101,6 +120,7 @@ pub struct Load {
     log: Arc<Mutex<Log>>,
     stop: watch::Sender<bool>,
     clients: JoinSet<()>,
+    first: usize,
     count: usize,
 }
 
@@ -108,13 +128,14 @@ impl Load {
     /// Starts the clients and waits until each has committed once.
     pub async fn start(spec: LoadSpec) -> Result<Self> {
         let (stop, stopped) = watch::channel(false);
-        let (log, count, start) = (Arc::new(Mutex::new(Log::default())), spec.clients, Instant::now());
+        let (log, start) = (Arc::new(Mutex::new(Log::default())), Instant::now());
+        let (first, count) = (spec.first, spec.clients);
         let mut clients = JoinSet::new();
-        for number in 0..spec.clients {
+        for number in spec.first..spec.first + spec.clients {
             let client = LoadClient { number, spec: spec.clone(), log: log.clone(), next: 0 };
             clients.spawn(client.run(stopped.clone()));
         }
-        let load = Self { log, stop, clients, count };
+        let load = Self { log, stop, clients, first, count };
         load.wait_all_committed(start, None, Duration::from_secs(60)).await.context("starting the load")?;
         Ok(load)
     }
@@ -135,12 +156,24 @@ impl Load {
         wait::answer("a commit by every client", limit, Duration::from_millis(50), ask).await
     }
 
+    /// Waits until somebody had an answer after `since`, be it an error.
+    pub async fn wait_answered(&self, since: Instant, limit: Duration) -> Result<Instant> {
+        let ask = || async {
+            let log = self.log();
+            let last = log.commits.last().map(|c| c.at).max(log.failures.last().map(|f| f.at));
+            last.filter(|at| *at > since).context("nobody had one")
+        };
+        wait::answer("an answer to a client", limit, Duration::from_millis(20), ask).await
+    }
+
     /// The first commit of each client after `since`.
     fn first_commits(&self, since: Instant, server: Option<Ipv4Addr>) -> Vec<Option<Instant>> {
         let log = self.log();
         let mut first = vec![None; self.count];
         let recent = log.commits.iter().rev().take_while(|c| c.at >= since);
-        recent.filter(|c| server.is_none_or(|s| s == c.server)).for_each(|c| first[c.client] = Some(c.at));
+        recent
+            .filter(|c| server.is_none_or(|s| s == c.server))
+            .for_each(|c| first[c.client - self.first] = Some(c.at));
         first
     }
 
@@ -201,35 +234,75 @@ impl LoadClient {
     /// Works until something fails (what it was) or the load ends.
     async fn work(&mut self, client: &Client, stop: &watch::Receiver<bool>) -> Option<String> {
         while !*stop.borrow() {
-            // Simple queries: prepared statements do not survive transaction pooling in older PgBouncers.
-            let query = self.query();
-            match tokio::time::timeout(self.spec.give_up, client.simple_query(&query)).await {
-                Ok(Ok(messages)) => match sql::first_value(&messages).and_then(|v| v.parse().ok()) {
-                    Some(server) => self.committed(server),
-                    None => return Some("an answer without the server's address".into()),
-                },
-                Ok(Err(e)) => return Some(sql::reason(&e)),
+            // What is sent and not answered may be committed: its number is used up.
+            self.next += 1;
+            match tokio::time::timeout(self.spec.give_up, self.transaction(client)).await {
+                Ok(Ok((sent, answer))) => self.committed(sent, answer),
+                Ok(Err(text)) => return Some(text),
                 Err(_) => return Some("gave up waiting for an answer".into()),
             }
             tokio::time::sleep(self.spec.pause).await;
+            if self.spec.fresh {
+                return None;
+            }
         }
         None
+    }
+
+    /// One transaction: when what ends it was sent, and what the server said of itself.
+    async fn transaction(&self, client: &Client) -> Result<(Instant, Answer), String> {
+        // Simple queries: prepared statements do not survive transaction pooling in older PgBouncers.
+        let run = async |query: &str| client.simple_query(query).await.map_err(|e| sql::reason(&e));
+        if self.spec.transaction.is_some() {
+            run("BEGIN").await?;
+        }
+        let mut sent = Instant::now();
+        let answer =
+            Answer::of(&run(&self.query()).await?).ok_or("an answer that does not name the server")?;
+        if let Some(open) = self.spec.transaction {
+            tokio::time::sleep(open).await;
+            sent = Instant::now();
+            run("COMMIT").await?;
+        }
+        Ok((sent, answer))
     }
 
     fn query(&self) -> String {
         match self.spec.work {
             Work::Write => format!(
-                "INSERT INTO commits (client, n) VALUES ({}, {}) RETURNING host(inet_server_addr())",
+                "INSERT INTO commits (client, n) VALUES ({}, {}) \
+                 RETURNING host(inet_server_addr()), pg_walfile_name(pg_current_wal_insert_lsn())",
                 self.number, self.next
             ),
             Work::Read => "SELECT host(inet_server_addr())".into(),
         }
     }
 
-    fn committed(&mut self, server: Ipv4Addr) {
+    fn committed(&mut self, sent: Instant, answer: Answer) {
         let mut log = locked(&self.log);
+        let (client, number, Answer { server, timeline }) = (self.number, self.next, answer);
         // The clock is read under the lock, so the log is in the order of time.
-        log.commits.push(Commit { at: Instant::now(), client: self.number, number: self.next, server });
-        self.next += 1;
+        log.commits.push(Commit { sent, at: Instant::now(), client, number, server, timeline });
+    }
+}
+
+/// What a server says of itself.
+struct Answer {
+    server: Ipv4Addr,
+    timeline: u32,
+}
+
+impl Answer {
+    fn of(messages: &[SimpleQueryMessage]) -> Option<Self> {
+        let row = messages.iter().find_map(|m| match m {
+            SimpleQueryMessage::Row(row) => Some(row),
+            _ => None,
+        })?;
+        // The name of a WAL file begins with its timeline.
+        let timeline = match row.len() {
+            1 => 0,
+            _ => u32::from_str_radix(row.get(1)?.get(..8)?, 16).ok()?,
+        };
+        Some(Self { server: row.get(0)?.parse().ok()?, timeline })
     }
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use pgsquire_lab::bench::{self, Bench, SwitchoverBench};
+use pgsquire_lab::bench::{self, Bench, Group, SwitchoverBench};
 use pgsquire_lab::{
     Follow, HostRole, Lab, Load, LoadSpec, Part, PgBouncerBuild, Pooler, Progress, Spec, Store, demo,
 };
@@ -102,9 +102,12 @@ enum Command {
         /// How many switchovers under load
         #[arg(long, default_value_t = 20)]
         rounds: usize,
-        /// Clients on each pooler
-        #[arg(long, default_value_t = 20)]
+        /// Clients in the runs of planned changes
+        #[arg(long, default_value_t = 50)]
         clients: usize,
+        /// Only these rows; can be given several times
+        #[arg(long, value_enum)]
+        only: Vec<Group>,
         /// Print JSON
         #[arg(long)]
         json: bool,
@@ -117,8 +120,8 @@ enum Command {
         /// How many
         #[arg(long, default_value_t = 20)]
         rounds: usize,
-        /// Clients on each pooler
-        #[arg(long, default_value_t = 20)]
+        /// Clients of each way to move a pooler
+        #[arg(long, default_value_t = 50)]
         clients: usize,
         /// Leave the classic callback out
         #[arg(long)]
@@ -253,8 +256,8 @@ async fn run(command: Command) -> Result<()> {
             load(&Lab::attach(&place.dir)?, &pooler, clients, Duration::from_secs(seconds)).await
         }
         Command::Demo { agent, clients, dir } => demo::run(agent, &dir, clients).await,
-        Command::Bench { agent, rounds, clients, json } => {
-            let table = bench::run(&Bench { agent, rounds, clients }, &Progress::shown()).await?;
+        Command::Bench { agent, rounds, clients, only, json } => {
+            let table = bench::run(&Bench { agent, rounds, clients, only }, &Progress::shown()).await?;
             print(json, &table, || table.text())
         }
         Command::BenchSwitchover { agent, rounds, clients, no_classic, json } => {

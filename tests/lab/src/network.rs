@@ -15,6 +15,8 @@ use serde::{Deserialize, Serialize};
 
 /// Group number of the host with address `.0`; the host's last number is added.
 const GROUP_BASE: u32 = 64_000;
+/// Group number of the agent of the host with address `.0`: the agent can be told from the other programs of its host.
+const AGENT_GROUP_BASE: u32 = GROUP_BASE + 256;
 const PORT_SHIFTS: [u16; 4] = [0, 10_000, 20_000, 30_000];
 /// A single busy address is passed by; a listener on all addresses blocks its port on every range.
 const RANGE_TRIES: u64 = 4;
@@ -67,6 +69,16 @@ impl Network {
         GROUP_BASE + u32::from(address.octets()[3])
     }
 
+    /// The group that the agent of the host with this address runs with.
+    pub fn agent_group(address: Ipv4Addr) -> u32 {
+        AGENT_GROUP_BASE + u32::from(address.octets()[3])
+    }
+
+    /// All groups of a host, as nft names a set.
+    fn groups(address: Ipv4Addr) -> String {
+        format!("{{ {}, {} }}", Self::group(address), Self::agent_group(address))
+    }
+
     fn table(&self) -> String {
         format!("inet pgsquire_lab_{}_{}", self.a, self.b)
     }
@@ -82,7 +94,7 @@ impl Network {
             "table {table} {{\n chain senders {{ type filter hook output priority mangle; policy accept; }}\n \
              chain cuts {{ type filter hook input priority filter; policy accept; }}\n}}\n"
         );
-        for group in hosts.iter().map(|h| Self::group(*h)) {
+        for group in hosts.iter().flat_map(|h| [Self::group(*h), Self::agent_group(*h)]) {
             rules += &format!(
                 "add rule {table} senders ip daddr {range} ct direction original ct mark 0 \
                  meta skgid {group} ct mark set {group}\n"
@@ -93,7 +105,7 @@ impl Network {
 
     /// Nothing passes between `host` and anybody else, the test's own clients included.
     pub fn isolate(&self, host: Ipv4Addr) -> Result<()> {
-        let (table, group, range) = (self.table(), Self::group(host), self.host(0));
+        let (table, group, range) = (self.table(), Self::groups(host), self.host(0));
         nft(&format!(
             "add rule {table} cuts ct mark {group} ct original ip daddr {range}/24 ct original ip daddr != {host} drop\n\
              add rule {table} cuts ct mark != {group} ct original ip daddr {host} drop\n"
@@ -105,9 +117,16 @@ impl Network {
     pub fn cut(&self, one: Ipv4Addr, other: Ipv4Addr) -> Result<()> {
         let table = self.table();
         let rule = |from: Ipv4Addr, to: Ipv4Addr| {
-            format!("add rule {table} cuts ct mark {} ct original ip daddr {to} drop\n", Self::group(from))
+            format!("add rule {table} cuts ct mark {} ct original ip daddr {to} drop\n", Self::groups(from))
         };
         nft(&(rule(one, other) + &rule(other, one))).with_context(|| format!("cutting {one} from {other}"))
+    }
+
+    /// What a host's programs except its agent send to another host does not get there.
+    pub fn cut_without_agent(&self, from: Ipv4Addr, to: Ipv4Addr) -> Result<()> {
+        let (table, group) = (self.table(), Self::group(from));
+        nft(&format!("add rule {table} cuts ct mark {group} ct original ip daddr {to} drop\n"))
+            .with_context(|| format!("cutting {from} without its agent from {to}"))
     }
 
     /// Ends all cuts.
@@ -172,5 +191,6 @@ mod tests {
         let rules = network.marking_rules(&[network.host(11), network.host(31)]);
         assert!(rules.contains("pgsquire_lab_70_3") && rules.contains("127.70.3.0/24"));
         assert!(rules.contains("skgid 64011") && rules.contains("ct mark set 64031"));
+        assert!(rules.contains("skgid 64267"), "the agent of .11: {rules}");
     }
 }

@@ -11,6 +11,7 @@ use serde_json::Value;
 use crate::agent;
 use crate::classic;
 use crate::etcd;
+use crate::hooks;
 use crate::http::Http;
 use crate::process::ProcessId;
 use crate::spec::{Follow, PATRONI_OLD, Store};
@@ -111,11 +112,11 @@ fn hooks_block(state: &State, host: &Host) -> String {
     if !state.spec.hooks || !state.has_agent(host) {
         return String::new();
     }
-    let pre_promote = format!("  pre_promote: {} hook pre-promote\n", agent::program_line(state, host));
+    let pre_promote = format!("  pre_promote: {}\n", hooks::line(state, host, "pre-promote"));
     if state.spec.patroni == PATRONI_OLD {
         return pre_promote;
     }
-    pre_promote + &format!("  before_stop: {} hook before-stop\n", agent::program_line(state, host))
+    pre_promote + &format!("  before_stop: {}\n", hooks::line(state, host, "before-stop"))
 }
 
 fn callbacks_block(state: &State, host: &Host) -> String {
@@ -214,6 +215,18 @@ impl Rest {
         let http = Http::new(std::time::Duration::from_secs(60))?;
         let url = format!("{}/switchover", self.url(leader)?);
         http.send(reqwest::Method::POST, &url, &body).await
+    }
+
+    /// Has Patroni note a switchover for later. `at` is a time with its zone.
+    pub async fn schedule_switchover(&self, leader: &str, candidate: &str, at: &str) -> Result<String> {
+        let body = serde_json::json!({ "leader": leader, "candidate": candidate, "scheduled_at": at });
+        self.http.send(reqwest::Method::POST, &format!("{}/switchover", self.url(leader)?), &body).await
+    }
+
+    /// Has Patroni forget the switchover it has noted.
+    pub async fn forget_switchover(&self, leader: &str) -> Result<String> {
+        let body = serde_json::json!({});
+        self.http.send(reqwest::Method::DELETE, &format!("{}/switchover", self.url(leader)?), &body).await
     }
 
     /// Asks for a restart of PostgreSQL on one member.

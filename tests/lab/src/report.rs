@@ -1,6 +1,6 @@
 //! What clients saw in a stretch of time.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
@@ -17,12 +17,16 @@ pub struct Report {
     pub error_texts: BTreeMap<String, usize>,
     /// Clients that saw at least one error.
     pub clients_with_errors: usize,
+    /// The errors of the client that saw most of them.
+    pub most_errors_of_a_client: usize,
     /// The longest time without a commit by anybody.
     pub outage: Duration,
     /// The last commit before that time.
     pub outage_start: Option<Instant>,
     /// The first commit after it; none if it lasted to the end.
     pub outage_end: Option<Instant>,
+    /// The longest time in which nobody had any answer, be it an error.
+    pub silence: Duration,
     /// The first commit on each server that had any.
     pub first_on: BTreeMap<Ipv4Addr, Instant>,
     /// The last commit on each server that had any.
@@ -35,18 +39,24 @@ impl Report {
         let inside = |at: Instant| at >= from && at <= to;
         let commits: Vec<&Commit> = log.commits.iter().filter(|c| inside(c.at)).collect();
         let mut report = Self { commits: commits.len(), ..Self::default() };
-        let mut clients = HashSet::new();
+        let mut clients: BTreeMap<usize, usize> = BTreeMap::new();
         for failure in log.failures.iter().filter(|f| inside(f.at)) {
             report.errors += 1;
             *report.error_texts.entry(failure.text.clone()).or_default() += 1;
-            clients.insert(failure.client);
+            *clients.entry(failure.client).or_default() += 1;
         }
         report.clients_with_errors = clients.len();
+        report.most_errors_of_a_client = clients.into_values().max().unwrap_or_default();
         for commit in &commits {
             report.first_on.entry(commit.server).or_insert(commit.at);
             report.last_on.insert(commit.server, commit.at);
         }
         report.find_outage(&commits, from, to);
+        let mut answers: Vec<Instant> = log.failures.iter().map(|f| f.at).filter(|at| inside(*at)).collect();
+        answers.extend(commits.iter().map(|c| c.at));
+        answers.extend([from, to]);
+        answers.sort();
+        report.silence = answers.windows(2).map(|w| w[1] - w[0]).max().unwrap_or_default();
         report
     }
 
@@ -94,8 +104,11 @@ mod tests {
 
     fn log(start: Instant, commits: &[(u64, Ipv4Addr)], errors: &[(u64, usize, &str)]) -> Log {
         let at = |ms: u64| start + Duration::from_millis(ms);
-        let commits =
-            commits.iter().map(|(ms, server)| Commit { at: at(*ms), client: 0, number: 0, server: *server });
+        let commit = |(ms, server): &(u64, Ipv4Addr)| {
+            let at = at(*ms);
+            Commit { sent: at, at, client: 0, number: 0, server: *server, timeline: 1 }
+        };
+        let commits = commits.iter().map(commit);
         let failures = errors.iter().map(|(ms, client, text)| Failure {
             at: at(*ms),
             client: *client,
@@ -114,6 +127,8 @@ mod tests {
         );
         let report = Report::of(&log, start, start + Duration::from_millis(2500));
         assert_eq!((report.commits, report.errors, report.clients_with_errors), (4, 3, 2));
+        assert_eq!(report.most_errors_of_a_client, 2);
+        assert_eq!(report.silence, Duration::from_millis(1950), "from the last error on");
         assert_eq!(report.outage, Duration::from_millis(1980));
         assert_eq!(report.error_texts["closed"], 2);
         let writable = start + Duration::from_millis(1990);

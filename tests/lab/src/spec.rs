@@ -27,6 +27,10 @@ pub struct Spec {
     pub member_agents: bool,
     /// Does Patroni run the agent's hooks (`before_stop`, `pre_promote`) on the members?
     pub hooks: bool,
+    /// Write down when each hook began and ended, in `hooks.log` of its member? See [`crate::hooks`].
+    pub time_hooks: bool,
+    /// The agents' `[switch]` table.
+    pub switch: Switch,
     /// Patroni's version; `tests/setup` knows which are there.
     pub patroni: String,
     /// Debian's PgBouncer of the machine, or the newer one.
@@ -63,6 +67,8 @@ impl Default for Spec {
             agent: None,
             member_agents: true,
             hooks: false,
+            time_hooks: false,
+            switch: Switch::default(),
             patroni: PATRONI.into(),
             pgbouncer: PgBouncerBuild::System,
             ttl: 20,
@@ -85,6 +91,83 @@ impl Spec {
         self.poolers.push(pooler);
         self
     }
+}
+
+/// What the agents' `[switch]` table says; what is not given here is not in the table.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Switch {
+    /// How long `before_stop` waits for the poolers.
+    pub drain_timeout: Option<Duration>,
+    /// How long a planned pause lasts at most.
+    pub hold_timeout: Option<Duration>,
+    /// How long clients are queued after an unplanned loss.
+    pub failover_hold: Option<Duration>,
+    /// What a promotion waits for.
+    pub fence: Option<Fence>,
+    /// When links to an old primary are cut.
+    pub stale_after: Option<Duration>,
+}
+
+impl Switch {
+    /// So short that a test can wait for the end of a pause nobody ends. Together they are [`Switch::longest_pause`].
+    pub fn short() -> Self {
+        let seconds = |n| Some(Duration::from_secs(n));
+        Self { hold_timeout: seconds(4), failover_hold: seconds(6), ..Self::default() }
+    }
+
+    /// No pool may stay paused for longer, whoever died: with the agent's defaults for what is not given.
+    pub fn longest_pause(&self) -> Duration {
+        let or = |time: Option<Duration>, seconds| time.unwrap_or(Duration::from_secs(seconds));
+        or(self.hold_timeout, 20) + or(self.failover_hold, 45) + Duration::from_secs(1)
+    }
+
+    /// As TOML; empty if nothing is given.
+    pub(crate) fn table(&self) -> String {
+        let times = [
+            ("drain_timeout", self.drain_timeout),
+            ("hold_timeout", self.hold_timeout),
+            ("failover_hold", self.failover_hold),
+            ("stale_after", self.stale_after),
+        ];
+        let times =
+            times.into_iter().filter_map(|(name, time)| Some((name, format!("{}ms", time?.as_millis()))));
+        let fence = self.fence.map(|fence| ("fence", fence.word().to_string()));
+        let lines: String =
+            times.chain(fence).map(|(name, value)| format!("{name} = \"{value}\"\n")).collect();
+        if lines.is_empty() { lines } else { format!("[switch]\n{lines}") }
+    }
+}
+
+/// What a promotion waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Fence {
+    /// Nothing.
+    Off,
+    /// The word of every pooler that lives.
+    Advisory,
+    /// The word of every pooler that is registered.
+    Strict,
+}
+
+impl Fence {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Off => "off",
+            Self::Advisory => "advisory",
+            Self::Strict => "strict",
+        }
+    }
+}
+
+/// PgBouncer's `pool_mode`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PoolMode {
+    /// A client keeps its link until it leaves.
+    Session,
+    /// … until its transaction ends.
+    Transaction,
+    /// … until its statement ends.
+    Statement,
 }
 
 /// Where Patroni keeps its state.
@@ -159,6 +242,33 @@ impl Pooler {
         self
     }
 
+    /// Gives it another name (and host).
+    pub fn named(self, name: &str) -> Self {
+        Self { name: name.into(), ..self }
+    }
+
+    /// Sets how long clients keep a link.
+    pub fn mode(self, mode: PoolMode) -> Self {
+        self.set(
+            "pool_mode",
+            match mode {
+                PoolMode::Session => "session",
+                PoolMode::Transaction => "transaction",
+                PoolMode::Statement => "statement",
+            },
+        )
+    }
+
+    /// Has it keep so many links open: the pools that a pause can poison.
+    pub fn min_pool_size(self, links: usize) -> Self {
+        self.set("min_pool_size", &links.to_string())
+    }
+
+    /// Sets `server_login_retry`, in seconds: what people lower who move their poolers by hand.
+    pub fn login_retry(self, seconds: usize) -> Self {
+        self.set("server_login_retry", &seconds.to_string())
+    }
+
     /// Says who moves it.
     pub fn follow(mut self, follow: Follow) -> Self {
         self.follow = follow;
@@ -203,4 +313,21 @@ pub enum Follow {
     Classic,
     /// Nobody.
     Nobody,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_is_given_stands_in_the_table() {
+        assert_eq!(Switch::default().table(), "");
+        assert_eq!(Switch::default().longest_pause(), Duration::from_secs(66));
+        let switch = Switch { fence: Some(Fence::Strict), ..Switch::short() };
+        assert_eq!(
+            switch.table(),
+            "[switch]\nhold_timeout = \"4000ms\"\nfailover_hold = \"6000ms\"\nfence = \"strict\"\n"
+        );
+        assert_eq!(switch.longest_pause(), Duration::from_secs(11));
+    }
 }

@@ -1,7 +1,7 @@
-//! When did a server become writable? Asked of each member directly, every few milliseconds.
+//! When did a server become writable? Asked of each member directly, to a millisecond.
 
 use std::net::SocketAddrV4;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
 use tokio::sync::watch;
@@ -14,8 +14,14 @@ use crate::patroni::WATCH_USER;
 use crate::sql;
 use crate::state::HostRole;
 
-/// How often each member is asked.
-const STEP: Duration = Duration::from_millis(3);
+/// How often a member that takes writes is asked whether it still does.
+const STEP: Duration = Duration::from_millis(20);
+/// One that does not is asked to look at itself every millisecond, and to answer when it is out of recovery or after a
+/// short while: questions at that pace from here would take a core from those who are watched. It says when it was so by
+/// its own clock, which is the clock of this machine.
+const QUESTION: &str = "DO $$ DECLARE deadline timestamptz := clock_timestamp() + '200 ms'; BEGIN \
+     WHILE pg_is_in_recovery() AND clock_timestamp() < deadline LOOP PERFORM pg_sleep(0.001); END LOOP; END $$; \
+     SELECT CASE WHEN pg_is_in_recovery() THEN '' ELSE (extract(epoch FROM clock_timestamp()) * 1000000)::bigint::text END";
 /// A member that says nothing for so long is asked on a new connection.
 const SILENCE: Duration = Duration::from_secs(1);
 
@@ -41,8 +47,7 @@ impl Watcher {
         Ok(Self { seen, _tasks: tasks })
     }
 
-    /// The first member seen to become writable after `since`, and when: the moment the first question that was answered
-    /// with "writable" was asked.
+    /// The first member seen to become writable after `since`, and when, to a millisecond or two.
     pub async fn writable_after(&mut self, since: Instant, limit: Duration) -> Result<(String, Instant)> {
         let newer = |seen: &WritableSince| find_newer(seen, since).is_some();
         let waiting = tokio::time::timeout(limit, self.seen.wait_for(newer));
@@ -61,33 +66,44 @@ async fn watch_member(address: SocketAddrV4, index: usize, tell: watch::Sender<W
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut client: Option<Client> = None;
     loop {
-        ticks.tick().await;
-        let asked = Instant::now();
-        let writable = match &client {
-            Some(connected) => ask(connected).await,
+        let Some(connected) = &client else {
+            ticks.tick().await;
+            client = sql::by_address(address, WATCH_USER, "", "postgres", SILENCE).await.ok();
+            continue;
+        };
+        let writable = match ask(connected).await {
+            Some(answer) => answer,
             None => {
-                client = sql::by_address(address, WATCH_USER, "", "postgres", SILENCE).await.ok();
-                continue;
+                client = None;
+                None
             }
         };
-        if writable.is_none() {
-            client = None;
+        tell.send_if_modified(|seen| update(&mut seen[index].1, writable));
+        // One in recovery has taken its time for the answer.
+        if writable.is_some() {
+            ticks.tick().await;
         }
-        tell.send_if_modified(|seen| update(&mut seen[index].1, writable == Some(true), asked));
     }
 }
 
-async fn ask(client: &Client) -> Option<bool> {
-    let answer = tokio::time::timeout(SILENCE, sql::value(client, "SELECT pg_is_in_recovery()")).await;
-    answer.ok()?.ok()?.map(|in_recovery| in_recovery == "f")
+/// None: no answer. Else the moment of being writable, if it is.
+async fn ask(client: &Client) -> Option<Option<Instant>> {
+    let answer = tokio::time::timeout(SILENCE, sql::value(client, QUESTION)).await.ok()?.ok()??;
+    if answer.is_empty() {
+        return Some(None);
+    }
+    let then = UNIX_EPOCH + Duration::from_micros(answer.parse().ok()?);
+    // Both clocks are read at the same time: how long ago it was in one is how long ago it was in the other.
+    let (now, today) = (Instant::now(), SystemTime::now());
+    Some(Some(now - today.duration_since(then).unwrap_or_default()))
 }
 
 /// Remembers the first moment of being writable; says whether something changed.
-fn update(since: &mut Option<Instant>, writable: bool, asked: Instant) -> bool {
-    if since.is_some() == writable {
+fn update(since: &mut Option<Instant>, writable: Option<Instant>) -> bool {
+    if since.is_some() == writable.is_some() {
         return false;
     }
-    *since = writable.then_some(asked);
+    *since = writable;
     true
 }
 
@@ -99,10 +115,10 @@ mod tests {
     fn the_first_moment_is_kept() {
         let (first, later) = (Instant::now(), Instant::now() + Duration::from_secs(1));
         let mut since = None;
-        assert!(update(&mut since, true, first));
-        assert!(!update(&mut since, true, later));
+        assert!(update(&mut since, Some(first)));
+        assert!(!update(&mut since, Some(later)));
         assert_eq!(since, Some(first));
-        assert!(update(&mut since, false, later));
+        assert!(update(&mut since, None));
         assert_eq!(since, None);
     }
 

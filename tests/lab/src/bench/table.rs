@@ -75,6 +75,13 @@ impl Figure {
         }
     }
 
+    /// The value, or the highest.
+    pub fn maximum(&self) -> f64 {
+        match self {
+            Self::Value(value) | Self::Spread { max: value, .. } => *value,
+        }
+    }
+
     fn text(&self, unit: &str) -> String {
         let text = match self {
             Self::Value(value) => short(*value),
