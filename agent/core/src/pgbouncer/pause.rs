@@ -436,7 +436,10 @@ impl Pooler {
                     refills,
                     left: None,
                 };
-                self.pause.get_or_insert(own).sure = false;
+                // It may have been done all the same, and it says all that an earlier one said.
+                let known = self.pause.get_or_insert(own);
+                known.sure = false;
+                known.pause.clone_from(pause);
                 self.pause_failed = Some(now);
             }
             PoolerOrder::CutPaused { .. } => self.pause_cut = Some(now),
