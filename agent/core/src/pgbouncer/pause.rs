@@ -82,7 +82,16 @@ fn waiting(
         let target = decision.and_then(|d| d.target.as_ref());
         let elsewhere = target.is_some_and(|target| target.endpoint != hold.endpoint);
         if route.cluster == cluster && !elsewhere && leads_there(pooler, entry, &hold.endpoint) {
-            list.extend(pooler.databases_of(entry).into_iter().map(String::from));
+            let databases = pooler.databases_of(entry).into_iter();
+            // What is not named in a file that is not known may have nothing to do with `*`.
+            let there = |db: &&str| {
+                let row = pooler.row(db);
+                let listed = row.is_some_and(|row| {
+                    row.host.as_ref() == Some(&hold.endpoint.host) && row.port == hold.endpoint.port
+                });
+                listed || pooler.links_of_database(db, &hold.endpoint) > 0
+            };
+            list.extend(databases.filter(there).map(String::from));
         }
     }
     // The login of clients needs it.
