@@ -3,7 +3,7 @@
 //! A pool whose link was closed in login carries a mark, and cuts every client that asks before the next login succeeds.
 //! So a planned pause waits for logins to end, and keeps PgBouncer from opening links behind it (`min_pool_size`).
 
-use super::pools::{CONSOLE_AGE, Pooler};
+use super::pools::{CONSOLE_AGE, LOOK_PAUSE, Pooler};
 use super::reconcile::Decisions;
 use crate::config::{ClusterConfig, Config, Fence, Mode, PoolerConfig};
 use crate::desired::Decision;
@@ -24,6 +24,8 @@ const MARGIN: Duration = Duration::from_secs(5);
 const AGAIN: Duration = Duration::from_millis(250);
 /// Pause between looks while links are to be let go of.
 const LOOK_AGAIN: Duration = Duration::from_millis(2);
+/// … which grows with the hold: this share of its age.
+const LOOK_SHARE: u32 = 16;
 /// Links that could write to a primary that was replaced are cut after this share of `fence_timeout`.
 const CUT_SHARE: u32 = 4;
 
@@ -380,7 +382,9 @@ pub fn hurry(
         pooler.console_failed.is_none() && let_go(config, cluster, name, pooler, hold, now) == LetGo::Not;
     if waits && let Some(seen) = pooler.console.seen() {
         // A look from before the hold says nothing about it.
-        let soon = if seen <= hold.since { now } else { seen + LOOK_AGAIN };
+        // Links that stay for long are looked at less often.
+        let pause = LOOK_AGAIN.max(now.since(hold.since) / LOOK_SHARE).min(LOOK_PAUSE / 4);
+        let soon = if seen <= hold.since { now } else { seen + pause };
         pooler.look_due = pooler.look_due.min(soon.max(hold.since));
     }
 }
