@@ -343,7 +343,7 @@ pub(crate) fn end_pause(
         loaded: reconcile::unloaded(pooler, decisions).is_empty(),
         now: ending.now,
     };
-    pause::finish(config, pooler, decisions, &facts)
+    pause::finish(config, routed, pooler, decisions, &facts)
 }
 
 /// Brings what is noted of a pooler up to date with the holds.
