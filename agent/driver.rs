@@ -1,6 +1,7 @@
 //! The loop: one task, one order. Facts go into the core, its orders go to the workers, its snapshot goes to everybody.
 
 use crate::clock;
+use crate::control::hooks::Hooks;
 use crate::journal::Journal;
 use crate::systemd;
 use pgsquire_core::agent::Agent;
@@ -65,6 +66,10 @@ pub struct Ends {
     pub status: watch::Sender<Arc<Status>>,
     /// The flight recorder.
     pub journal: Journal,
+    /// The hooks that wait for an answer.
+    pub hooks: Hooks,
+    /// Cancelled once the core has heard [`Event::Stopping`] and what it ordered is on its way.
+    pub stopping_heard: CancellationToken,
 }
 
 /// Runs until `stop`.
@@ -74,8 +79,12 @@ pub async fn run(mut agent: Agent, mut hands: Hands, mut ends: Ends, stop: Cance
     loop {
         for _ in 0..EVENTS_PER_TURN {
             let Some(event) = queue.pop_front().or_else(|| ends.events.try_recv().ok()) else { break };
+            let stopping = event == Event::Stopping;
             for effect in agent.handle(clock::now(), event) {
-                dispatch(effect, &hands, &ends.journal, &mut queue);
+                dispatch(effect, &hands, &ends, &mut queue);
+            }
+            if stopping {
+                ends.stopping_heard.cancel();
             }
         }
         let _ = ends.status.send_replace(Arc::new(agent.status(clock::now())));
@@ -98,12 +107,13 @@ pub async fn run(mut agent: Agent, mut hands: Hands, mut ends: Ends, stop: Cance
 }
 
 /// An order without a worker, or with one that has too much to do, fails at once: the core decides again.
-fn dispatch(effect: Effect, hands: &Hands, journal: &Journal, queue: &mut VecDeque<Event>) {
+fn dispatch(effect: Effect, hands: &Hands, ends: &Ends, queue: &mut VecDeque<Event>) {
     let Effect { id, order, reason } = effect;
-    if let Order::Record(entry) = order {
-        journal.append(entry);
-        return;
-    }
+    let order = match order {
+        Order::Record(entry) => return ends.journal.append(entry),
+        Order::AnswerHook { hook, answer } => return ends.hooks.answer(hook, answer),
+        order => order,
+    };
     tracing::trace!(?order, %reason, "order");
     let why = match hands.of(&order) {
         None => "there is no worker for it".to_owned(),
@@ -139,5 +149,68 @@ impl Watchdog {
             systemd::watchdog();
             self.fed = now;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use pgsquire_core::config::{Config, Mode, SwitchConfig};
+    use pgsquire_core::effect::{EffectId, HookAnswer};
+    use pgsquire_core::event::{HookId, Restored};
+    use pgsquire_core::rule::{Reason, Rule};
+    use tokio::sync::mpsc;
+
+    /// The driver's ends, and the test's.
+    fn ends() -> (Agent, Ends, mpsc::Sender<Event>, tempfile::TempDir) {
+        let config = Config {
+            node: "host1".to_owned(),
+            mode: Mode::Enforce,
+            clusters: vec![],
+            local: None,
+            poolers: vec![],
+            switch: SwitchConfig::default(),
+            mutants: Default::default(),
+        };
+        let agent = Agent::new(config, Restored::default(), clock::now());
+        let state_dir = tempfile::tempdir().expect("folder");
+        let (events, facts) = mpsc::channel(10);
+        let ends = Ends {
+            events: facts,
+            hands: mpsc::channel(1).1,
+            status: watch::channel(Arc::new(agent.status(clock::now()))).0,
+            journal: crate::journal::open(state_dir.path()).0,
+            hooks: Hooks::default(),
+            stopping_heard: CancellationToken::new(),
+        };
+        (agent, ends, events, state_dir)
+    }
+
+    #[tokio::test]
+    async fn that_we_stop_is_heard() {
+        let (agent, ends, events, _state_dir) = ends();
+        let (heard, stop) = (ends.stopping_heard.clone(), CancellationToken::new());
+        let driver = tokio::spawn(run(agent, Hands::default(), ends, stop.clone()));
+        events.send(Event::Tick).await.expect("sent");
+        assert!(!heard.is_cancelled());
+        events.send(Event::Stopping).await.expect("sent");
+        let patience = Duration::from_secs(20);
+        tokio::time::timeout(patience, heard.cancelled()).await.expect("in time");
+        stop.cancel();
+        driver.await.expect("ended");
+    }
+
+    #[test]
+    fn an_answer_to_a_hook_has_no_outcome_and_an_order_without_a_worker_fails() {
+        let (_, ends, _events, _state_dir) = ends();
+        let mut queue = VecDeque::new();
+        let mut give = |order| {
+            let reason = Reason::new(Rule::WritableLeader, "");
+            dispatch(Effect { id: EffectId(1), order, reason }, &Hands::default(), &ends, &mut queue);
+            queue.pop_front()
+        };
+        let answer = HookAnswer::Return { go_on: true, why: String::new() };
+        assert_eq!(give(Order::AnswerHook { hook: HookId(1), answer }), None);
+        assert!(matches!(give(Order::ProbeLocal), Some(Event::Done { outcome: Outcome::Failed { .. }, .. })));
     }
 }

@@ -15,6 +15,7 @@ pub mod page;
 pub mod patroni;
 pub mod pgbouncer;
 pub mod postgres;
+pub mod probe;
 pub mod report;
 pub mod session;
 pub mod state;

@@ -7,6 +7,8 @@ use std::future::Future;
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_postgres::config::Host;
 use tokio_postgres::tls::NoTlsStream;
@@ -129,11 +131,24 @@ pub fn column<'a>(row: &'a SimpleQueryRow, name: &str) -> Option<&'a str> {
     row.try_get(name).ok().flatten()
 }
 
+/// Why there is no session over a connection that stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LoginError {
+    /// The connection string or the password cannot be used: nothing was sent.
+    Unusable(String),
+    /// The server starts, stops, or is told to: it serves nobody now.
+    NotNow(String),
+    /// The server does not want us. It serves others.
+    Refused(String),
+    /// The connection ended.
+    Broken(String),
+}
+
 /// The connection.
-pub struct Session {
+pub struct Session<S = Socket> {
     what: String,
     client: Client,
-    connection: Pin<Box<Connection<Socket, NoTlsStream>>>,
+    connection: Pin<Box<Connection<S, NoTlsStream>>>,
 }
 
 impl Session {
@@ -154,7 +169,33 @@ impl Session {
             Ok(Ok((client, connection))) => Ok(Session { what, client, connection: Box::pin(connection) }),
         }
     }
+}
 
+impl Session<TcpStream> {
+    /// Logs in over a connection that stands. The hosts of the target's connection string do not matter; there is no
+    /// deadline but the caller's.
+    ///
+    /// # Errors
+    /// When it cannot be used, when the server does not let us in, or when the connection ends.
+    pub async fn open_over(target: &Target, stream: TcpStream) -> Result<Self, LoginError> {
+        let mut config: Config = target.conninfo.parse().map_err(|e| LoginError::Unusable(words(&e)))?;
+        config.application_name("pgsquire");
+        if config.get_dbname().is_none() {
+            config.dbname(&target.default_dbname);
+        }
+        if let Some(file) = &target.password_file {
+            config.password(files::read_secret(file).map_err(|e| LoginError::Unusable(e.to_string()))?);
+        }
+        match config.connect_raw(stream, NoTls).await {
+            Ok((client, connection)) => {
+                Ok(Session { what: target.what.clone(), client, connection: Box::pin(connection) })
+            }
+            Err(e) => Err(login_error(&e)),
+        }
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
     /// Runs one command by the simple protocol. After [`SessionError::Silent`] and [`SessionError::Broken`] the session
     /// is of no more use: drop it.
     ///
@@ -185,6 +226,17 @@ impl Session {
     /// Whether the far side has closed the connection while nobody looked.
     pub async fn has_ended(&mut self) -> bool {
         std::future::poll_fn(|cx| std::task::Poll::Ready(self.connection.as_mut().poll(cx).is_ready())).await
+    }
+}
+
+fn login_error(error: &tokio_postgres::Error) -> LoginError {
+    let io = std::error::Error::source(error).is_some_and(|cause| cause.is::<std::io::Error>());
+    match error.code() {
+        // Class 57: operator intervention.
+        Some(code) if code.code().starts_with("57") => LoginError::NotNow(words(error)),
+        Some(_) => LoginError::Refused(words(error)),
+        None if io || error.is_closed() => LoginError::Broken(words(error)),
+        None => LoginError::Unusable(words(error)),
     }
 }
 

@@ -1,17 +1,15 @@
 //! `pgsquire callback ACTION ROLE SCOPE`: hands Patroni's words to the daemon, or keeps them for it.
 //!
-//! No runtime, no TLS, no check of the configuration; the exit status is always 0, because Patroni must never suffer.
+//! The exit status is always 0, because Patroni must never suffer.
 
+use super::patroni_child::{self, Ending};
 use crate::config;
 use crate::control::client::Client;
 use crate::control::{Answer, Request};
 use crate::journal::callbacks::{self, Call};
-use std::ffi::OsString;
-use std::io::Write;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// After this it ends, whatever hangs: a frozen daemon, a dead disk.
 const BOUND: Duration = Duration::from_millis(500);
@@ -31,44 +29,9 @@ impl Invocation {
         Invocation { config, words }
     }
 
-    /// Finds a callback in the arguments without the command line parser: `--config` may stand anywhere.
-    /// Somebody who asks for help is no callback.
-    pub fn find(args: &[OsString]) -> Option<Self> {
-        let mut config = std::env::var_os("PGSQUIRE_CONFIG").filter(|value| !value.is_empty());
-        let mut words = Vec::new();
-        let mut args = args.iter().skip(1);
-        while let Some(arg) = args.next() {
-            let text = arg.to_string_lossy();
-            match text.as_ref() {
-                "--config" => config = args.next().cloned(),
-                "--help" | "-h" => return None,
-                _ if text.starts_with("--config=") => config = Some(text["--config=".len()..].into()),
-                _ if words.is_empty() && text != "callback" => return None,
-                _ => words.push(text.into_owned()),
-            }
-        }
-        if words.is_empty() {
-            return None;
-        }
-        words.remove(0);
-        let config = config.map_or_else(|| PathBuf::from(config::DEFAULT_FILE), PathBuf::from);
-        Some(Invocation { config, words })
-    }
-
     /// Does it, within the bound.
     pub fn run(self) -> ExitCode {
-        // The guard has a thread of its own, because not everything that may hang has a time-out: files have none. The
-        // work stays in this one: on a busy machine each hand-over between threads may cost milliseconds.
-        let trouble = match std::thread::Builder::new().spawn(guard) {
-            Ok(_) => catch_unwind(AssertUnwindSafe(|| self.deliver()))
-                .unwrap_or_else(|_| Some("this should not have happened".to_owned())),
-            Err(e) => Some(format!("cannot start a thread: {e}")),
-        };
-        if let Some(trouble) = trouble {
-            complain(&trouble);
-        }
-        // Without waiting for the guard.
-        ExitCode::SUCCESS
+        patroni_child::run("callback", BOUND, |_| Ending { code: 0, line: self.deliver() })
     }
 
     /// Gives what the operator should read in Patroni's log.
@@ -94,51 +57,5 @@ impl Invocation {
         };
         let trouble = glance.trouble.map(|trouble| format!("; {trouble}")).unwrap_or_default();
         Some(format!("{why}; {kept}{trouble}"))
-    }
-}
-
-/// Ends the process when the bound is over.
-fn guard() {
-    let end = Instant::now() + BOUND;
-    while let Some(left) = end.checked_duration_since(Instant::now()) {
-        std::thread::park_timeout(left);
-    }
-    complain("gave up after half a second; the daemon looks for itself anyway");
-    std::process::exit(0);
-}
-
-/// In one write: Patroni's log is shared with others.
-fn complain(trouble: &str) {
-    let _ = std::io::stderr().write_all(format!("pgsquire callback: {trouble}\n").as_bytes());
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn find(line: &str) -> Option<(String, Vec<String>)> {
-        let args: Vec<OsString> = line.split(' ').map(OsString::from).collect();
-        Invocation::find(&args).map(|i| (i.config.display().to_string(), i.words))
-    }
-
-    #[test]
-    fn a_callback_is_found_wherever_config_stands() {
-        let words = || vec!["on_start".to_owned(), "primary".to_owned(), "main".to_owned()];
-        for line in [
-            "pgsquire callback on_start primary main --config /c",
-            "pgsquire --config /c callback on_start primary main",
-            "pgsquire --config=/c callback on_start primary main",
-            "pgsquire callback --config /c on_start primary main",
-        ] {
-            assert_eq!(find(line), Some(("/c".to_owned(), words())), "{line}");
-        }
-        assert_eq!(find("pgsquire callback"), Some((config::DEFAULT_FILE.to_owned(), vec![])));
-    }
-
-    #[test]
-    fn other_commands_are_not_callbacks() {
-        for line in ["pgsquire", "pgsquire status callback", "pgsquire --help", "pgsquire callback --help"] {
-            assert_eq!(find(line), None, "{line}");
-        }
     }
 }

@@ -21,7 +21,7 @@ pub(super) fn run(config: &Path, follow: bool, json: bool) -> Result<(), Failure
             Answer::Missed(n) if json => say(&format!("{{\"missed\":{n}}}\n"))?,
             Answer::Missed(n) => say(&format!("… {n} entries were too fast for this screen\n"))?,
             Answer::Done(_) => return Ok(()),
-            Answer::Status(_) | Answer::Refused(_) => {}
+            Answer::Status(_) | Answer::Hook(_) | Answer::Refused(_) => {}
         }
     }
 }

@@ -142,7 +142,7 @@ mod tests {
 
     fn verdict(up: bool) -> Verdict {
         let reason = Reason::new(Rule::PrimaryUp, "pg1 holds the leader key");
-        Verdict { up, reason, valid_until: Time::from_micros(9_000_000) }
+        Verdict { up, reason, valid_until: Time::from_micros(9_000_000), holding: None }
     }
 
     /// A page as the daemon of this version sends it.
@@ -187,10 +187,12 @@ mod tests {
                     timeline: Some(Timeline(3)),
                     lsn: Some(Lsn(77)),
                     lag: Some(17_000_000),
+                    version: None,
                     tags: vec!["nofailover=true".to_owned()],
                 }],
                 holding: None,
                 problems: vec![],
+                switch: Default::default(),
             }],
             local: Some(LocalStatus {
                 server: known(100),

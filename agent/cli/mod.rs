@@ -6,9 +6,12 @@ mod events;
 mod explain;
 mod failure;
 mod forget;
+pub mod hook;
 mod page;
 mod paint;
+pub mod patroni_child;
 mod plan;
+mod render;
 mod run;
 mod status;
 mod table;
@@ -18,6 +21,7 @@ use crate::control::Request;
 use crate::control::client::Client;
 use clap::{Parser, Subcommand};
 use failure::Failure;
+use pgsquire_core::event::HookKind;
 use std::ffi::OsString;
 use std::io::{self, ErrorKind, Write};
 use std::path::PathBuf;
@@ -53,6 +57,20 @@ enum Command {
         /// ACTION ROLE SCOPE, as Patroni appends them
         #[arg(value_name = "ACTION ROLE SCOPE", num_args = 0..)]
         words: Vec<String>,
+    },
+    /// Hold up Patroni while the poolers let go of the old primary
+    ///
+    /// Patroni runs both and waits for them. The daemon is asked; without its answer within 100 ms the hook returns.
+    /// before-stop always ends with exit status 0; pre-promote ends with 1, and so prevents the promotion, only under
+    /// `fence = "strict"` and without the word of every pooler.
+    #[command(
+        after_help = "Example (in patroni.yml):\n  postgresql:\n    before_stop: pgsquire hook before-stop\n    \
+                            pre_promote: pgsquire hook pre-promote"
+    )]
+    Hook {
+        /// Which of them
+        #[arg(value_name = "before-stop|pre-promote", value_parser = hook::kind)]
+        kind: HookKind,
     },
     /// Check the configuration: all errors at once, exit status 2 if there are any
     #[command(after_help = "Example:\n  pgsquire check-config /etc/pgsquire/config.toml")]
@@ -96,9 +114,12 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Let go of something the agent remembers
-    #[command(subcommand, after_help = "Example:\n  pgsquire forget term")]
+    /// Let go of a term that the agent remembers, or of a pooler that is gone
+    #[command(after_help = "Examples:\n  pgsquire forget term --cluster main\n  pgsquire forget web3")]
     Forget(forget::What),
+    /// Print ready configuration for a neighbour
+    #[command(subcommand, after_help = "Example:\n  pgsquire render patroni")]
+    Render(render::What),
 }
 
 /// Runs a command.
@@ -115,12 +136,14 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
     let done = match cli.command {
         Command::Run => run::run(config),
         Command::Callback { words } => return callback::Invocation::new(config, words).run(),
+        Command::Hook { kind } => return hook::Invocation::new(config, kind).run(),
         Command::CheckConfig { file } => check_config::run(&file.unwrap_or(config)),
         Command::Status { json, watch } => status::run(&config, json, watch),
         Command::Explain { pool, json } => explain::run(&config, pool.as_deref(), json),
         Command::Plan { json } => plan::run(&config, json),
         Command::Events { follow, json } => events::run(&config, follow, json),
         Command::Forget(what) => forget::run(&config, what),
+        Command::Render(what) => render::run(&config, what),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -73,6 +73,7 @@ page! {
         timeline: Option<u32>,
         lag: Option<u64>,
         tags: Vec<String>,
+        version: Option<String>,
     }
     /// The server on this host.
     Local { server: Knowledge, member: Option<String>, in_recovery: Option<bool>, primary: Verdict, }

@@ -76,7 +76,7 @@ fn read(table: &Table<'_>) -> Option<(ClusterConfig, ClusterSettings)> {
     let max_fact_age = table.duration("max_fact_age", Duration::from_secs(1));
     let token_file = table.path("token_file");
     let probe = probe(table);
-    table.later(&["patroni_hosts", "on_dcs_loss", "probe", "probe_password_file", "token_file"]);
+    table.later(&["patroni_hosts", "on_dcs_loss", "token_file"]);
     table.finish();
 
     let scope = scope?;

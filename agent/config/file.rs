@@ -15,6 +15,10 @@ use toml::de::DeTable;
 /// The shortest duration that is more than nothing.
 pub(super) const SOME: Duration = Duration::from_millis(1);
 
+/// The longest `drain_timeout`: a quarter of Patroni's default `ttl` of 30 s. In some demotions nobody renews the lease
+/// while before_stop runs. (Whether it fits the cluster's real `ttl` is for the daemon to say, which sees it.)
+const LONGEST_DRAIN: Duration = Duration::from_millis(7_500);
+
 /// Reads the document. What is wrong goes to `problems`, and a default stands in its place.
 pub(super) fn read(document: &Spanned<DeTable<'_>>, host_name: &str, problems: &Problems) -> Settings {
     let root = Table::root(document, problems);
@@ -179,16 +183,29 @@ fn switch(table: Table<'_>) -> SwitchConfig {
     let fences = [("off", Fence::Off), ("advisory", Fence::Advisory), ("strict", Fence::Strict)];
     let switch = SwitchConfig {
         drain: table.bool("drain").unwrap_or(default.drain),
-        drain_timeout: table.duration("drain_timeout", SOME).unwrap_or(default.drain_timeout),
+        drain_timeout: drain_timeout(&table).unwrap_or(default.drain_timeout),
         hold_timeout: table.duration("hold_timeout", SOME).unwrap_or(default.hold_timeout),
         failover_hold: table.duration("failover_hold", Duration::ZERO).unwrap_or(default.failover_hold),
         fence: table.word("fence", &fences).unwrap_or(default.fence),
         fence_timeout: table.duration("fence_timeout", SOME).unwrap_or(default.fence_timeout),
         stale_after: table.duration("stale_after", SOME).unwrap_or(default.stale_after),
     };
-    table.later(&["drain", "drain_timeout", "hold_timeout", "fence", "fence_timeout"]);
     table.finish();
     switch
+}
+
+fn drain_timeout(table: &Table<'_>) -> Option<Duration> {
+    let value = table.duration("drain_timeout", SOME)?;
+    if value <= LONGEST_DRAIN {
+        return Some(value);
+    }
+    let message =
+        "this is too long: it must not be more than a quarter of Patroni's ttl, 7500ms of the default 30s";
+    table.item("drain_timeout")?.error_help(
+        message,
+        "while before_stop runs the leader's lease may not be renewed; poolers answer within milliseconds, 3s is plenty",
+    );
+    None
 }
 
 /// `host:port` to listen on.

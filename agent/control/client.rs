@@ -67,7 +67,7 @@ impl Client {
     /// When the daemon is gone or says no.
     pub fn poll(&mut self) -> Result<Option<Answer>, ClientError> {
         // Whole lines only: what is there of a line stays for the next call.
-        match self.stream.fill_buf() {
+        match self.filled() {
             Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => return Ok(None),
             Err(e) => return Err(self.unreachable(e.to_string())),
             Ok([]) => return Err(self.unreachable("it hung up".to_owned())),
@@ -88,6 +88,16 @@ impl Client {
     /// When none comes in time, the daemon is gone, or says no.
     pub fn answer(&mut self) -> Result<Answer, ClientError> {
         self.poll()?.ok_or_else(|| self.unreachable("it does not answer".to_owned()))
+    }
+
+    /// A process that was stopped and goes on finds its read interrupted: that says nothing about the daemon.
+    fn filled(&mut self) -> std::io::Result<&[u8]> {
+        while let Err(e) = self.stream.fill_buf() {
+            if e.kind() != ErrorKind::Interrupted {
+                return Err(e);
+            }
+        }
+        self.stream.fill_buf()
     }
 
     fn unreachable(&self, why: String) -> ClientError {

@@ -3,6 +3,7 @@
 
 pub mod client;
 mod connection;
+pub mod hooks;
 mod server;
 mod socket;
 
@@ -11,6 +12,8 @@ pub use socket::{BindError, Bound, bind};
 
 use crate::journal::Record;
 use crate::journal::callbacks::Call;
+use pgsquire_core::effect::HookAnswer;
+use pgsquire_core::event::HookKind;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
@@ -22,6 +25,10 @@ pub const DEADLINE: Duration = Duration::from_secs(2);
 pub const CONNECTIONS: usize = 64;
 /// So many of them may stay open and follow.
 pub const FOLLOWERS: usize = 16;
+/// So many are served besides, if they are what Patroni waits for: callbacks and hooks.
+pub const URGENT: usize = 16;
+/// So many hooks may wait at once. Patroni runs one of a kind at a time.
+pub const HOOKS: usize = 8;
 
 /// What is asked.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -46,11 +53,24 @@ pub enum Request {
     },
     /// Patroni ran a callback.
     Callback(Call),
+    /// Patroni runs a hook and waits.
+    Hook {
+        /// Which.
+        kind: HookKind,
+    },
     /// Adopt what the store says now.
     ForgetTerm {
         /// Of this cluster; none: the only one.
         #[serde(default)]
         cluster: Option<String>,
+    },
+    /// Take a pooler out of the registry.
+    ForgetPooler {
+        /// Of this cluster; none: the only one.
+        #[serde(default)]
+        cluster: Option<String>,
+        /// Its agent's node name.
+        node: String,
     },
 }
 
@@ -64,8 +84,13 @@ pub enum Answer {
     Event(Record),
     /// So many entries were lost to a follower that was too slow.
     Missed(u64),
+    /// What a hook is told; the last is [`HookAnswer::Return`].
+    Hook(HookAnswer),
     /// The end: it was done.
     Done(String),
     /// The end: it was not done, and why.
     Refused(String),
 }
+
+#[cfg(test)]
+mod tests;

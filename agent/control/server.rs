@@ -1,13 +1,15 @@
 //! Accepts connections and refuses strangers before they cost anything.
 
-use super::{Answer, Bound, CONNECTIONS, FOLLOWERS, connection};
+use super::connection::{self, Admitted};
+use super::hooks::Hooks;
+use super::{Answer, Bound, CONNECTIONS, FOLLOWERS, URGENT};
 use crate::page::Pages;
 use nix::unistd::{Uid, User};
 use pgsquire_core::event::Event;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::net::UnixStream;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -20,17 +22,19 @@ pub struct Context {
     pub events: mpsc::Sender<Event>,
     /// Users who are served, besides root and our own.
     pub users: Vec<u32>,
+    /// Hooks that wait.
+    pub(super) hooks: Hooks,
     /// Connections that may stay.
     pub(super) followers: Arc<Semaphore>,
 }
 
 impl Context {
     /// Serves root, our own user and `postgres`.
-    pub fn new(pages: Pages, events: mpsc::Sender<Event>) -> Self {
+    pub fn new(pages: Pages, events: mpsc::Sender<Event>, hooks: Hooks) -> Self {
         // Looked up once: the answer may come from a directory server.
         let postgres = User::from_name("postgres").ok().flatten().map(|user| user.uid.as_raw());
         let users = postgres.into_iter().collect();
-        Context { pages, events, users, followers: Arc::new(Semaphore::new(FOLLOWERS)) }
+        Context { pages, events, users, hooks, followers: Arc::new(Semaphore::new(FOLLOWERS)) }
     }
 
     fn serves(&self, uid: u32) -> bool {
@@ -40,7 +44,7 @@ impl Context {
 
 /// Serves until `stop`; then all connections are ended and awaited, and the socket's file is gone.
 pub async fn serve(bound: Bound, context: Context, stop: CancellationToken) {
-    let slots = Arc::new(Semaphore::new(CONNECTIONS));
+    let slots = Slots { any: semaphore(CONNECTIONS), urgent: semaphore(URGENT) };
     let mut connections = JoinSet::new();
     let mut complaints = Complaints::default();
     loop {
@@ -60,10 +64,10 @@ pub async fn serve(bound: Bound, context: Context, stop: CancellationToken) {
             }
         };
         match admit(&stream, &context, &slots) {
-            Ok((uid, slot)) => {
+            Ok((uid, admitted, slot)) => {
                 let (context, stop) = (context.clone(), stop.clone());
                 connections.spawn(async move {
-                    connection::run(stream, uid, context, stop).await;
+                    connection::run(stream, uid, admitted, context, stop).await;
                     drop(slot);
                 });
             }
@@ -77,19 +81,38 @@ pub async fn serve(bound: Bound, context: Context, stop: CancellationToken) {
     while connections.join_next().await.is_some() {}
 }
 
+/// So many connections at once.
+struct Slots {
+    any: Arc<Semaphore>,
+    urgent: Arc<Semaphore>,
+}
+
+fn semaphore(places: usize) -> Arc<Semaphore> {
+    Arc::new(Semaphore::new(places))
+}
+
+impl Slots {
+    /// A place; those for what Patroni waits for come last. (What a connection wants is not known yet.)
+    fn take(&self) -> Option<(Admitted, OwnedSemaphorePermit)> {
+        let take = |from: &Arc<Semaphore>| from.clone().try_acquire_owned().ok();
+        let any = take(&self.any).map(|slot| (Admitted::Any, slot));
+        any.or_else(|| take(&self.urgent).map(|slot| (Admitted::Urgent, slot)))
+    }
+}
+
 fn admit(
     stream: &UnixStream,
     context: &Context,
-    slots: &Arc<Semaphore>,
-) -> Result<(u32, tokio::sync::OwnedSemaphorePermit), String> {
+    slots: &Slots,
+) -> Result<(u32, Admitted, OwnedSemaphorePermit), String> {
     let uid = stream.peer_cred().map_err(|e| format!("cannot tell who asks: {e}"))?.uid();
     if !context.serves(uid) {
         return Err(format!(
             "user {uid} may not use the control socket: root, postgres and the agent's user may"
         ));
     }
-    let slot = slots.clone().try_acquire_owned();
-    slot.map(|slot| (uid, slot)).map_err(|_| format!("{CONNECTIONS} connections are open already: try again"))
+    let (admitted, slot) = slots.take().ok_or_else(connection::crowded)?;
+    Ok((uid, admitted, slot))
 }
 
 /// One line, if it goes out without waiting.

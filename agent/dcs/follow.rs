@@ -13,7 +13,7 @@ use std::pin::Pin;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::mpsc::Receiver;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 /// A store with its endpoints. Endpoints are numbers to the follower.
@@ -49,6 +49,67 @@ pub(super) struct WatchEnd {
     pub(super) endpoint_failed: bool,
 }
 
+/// Whose keys are followed: what is read of them is told in different words.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Whose {
+    /// Patroni's.
+    Patronis,
+    /// Those of the agents.
+    Agents,
+}
+
+impl Whose {
+    fn read(self, cluster: String, read: StoreRead) -> Event {
+        match self {
+            Whose::Patronis => Event::StoreRead { cluster, read },
+            Whose::Agents => Event::PeersRead { cluster, read },
+        }
+    }
+
+    fn changed(self, cluster: String, change: StoreChange) -> Event {
+        match self {
+            Whose::Patronis => Event::StoreChanged { cluster, change },
+            Whose::Agents => Event::PeersChanged { cluster, change },
+        }
+    }
+
+    fn failed(self, cluster: String, why: String) -> Event {
+        match self {
+            Whose::Patronis => Event::StoreFailed { cluster, why },
+            Whose::Agents => Event::PeersFailed { cluster, why },
+        }
+    }
+}
+
+/// What makes the follower read while its watch runs.
+pub(super) enum Prompt {
+    /// Orders.
+    Orders(Receiver<Effect>),
+    /// Time: so long after the last read.
+    Every(Duration),
+}
+
+impl Prompt {
+    /// The next order; for ever none if there are no orders.
+    async fn order(&mut self) -> Option<Effect> {
+        match self {
+            Prompt::Orders(orders) => orders.recv().await,
+            Prompt::Every(_) => pending().await,
+        }
+    }
+
+    /// What is to be done next while the watch runs and the last read began then.
+    async fn next(&mut self, last: Instant) -> Step {
+        match self {
+            Prompt::Orders(orders) => Step::Ordered(orders.recv().await),
+            Prompt::Every(pause) => {
+                sleep_until(last + *pause).await;
+                Step::Due
+            }
+        }
+    }
+}
+
 /// A watch that lived for this long makes the next failure the first one.
 const SETTLED: Duration = Duration::from_secs(5);
 /// While changes come faster than reads, a read that was ordered is repeated so many times.
@@ -68,6 +129,8 @@ struct Running<'a, W> {
     reached: u64,
     endpoint: usize,
     watch: W,
+    /// Begin of the last read.
+    read_at: Instant,
     extra: Option<Extra<'a>>,
 }
 
@@ -76,6 +139,7 @@ enum Step {
     Changed(Result<Vec<StoreChange>, WatchEnd>),
     Read(Result<Reading, String>),
     Ordered(Option<Effect>),
+    Due,
 }
 
 /// Whether the watch still runs.
@@ -84,9 +148,10 @@ enum Watched {
     Not,
 }
 
-async fn step<W: Watch>(running: &mut Running<'_, W>, orders: &mut Receiver<Effect>) -> Step {
+async fn step<W: Watch>(running: &mut Running<'_, W>, prompt: &mut Prompt) -> Step {
     let idle = running.extra.is_none();
-    let Running { watch, extra, .. } = running;
+    let Running { watch, extra, read_at, .. } = running;
+
     let read = async {
         match extra.as_mut() {
             Some(extra) => extra.read.as_mut().await,
@@ -97,11 +162,12 @@ async fn step<W: Watch>(running: &mut Running<'_, W>, orders: &mut Receiver<Effe
         biased;
         changes = watch.next() => Step::Changed(changes),
         read = read => Step::Read(read),
-        effect = orders.recv(), if idle => Step::Ordered(effect),
+        prompted = prompt.next(*read_at), if idle => prompted,
     }
 }
 
 struct Follower<S> {
+    whose: Whose,
     cluster: String,
     store: S,
     report: Report,
@@ -111,40 +177,44 @@ struct Follower<S> {
 
 /// Follows until `stop`, or until nobody listens.
 pub(super) async fn run<S: Store>(
+    whose: Whose,
     cluster: String,
     store: S,
-    mut orders: Receiver<Effect>,
+    mut prompt: Prompt,
     report: Report,
     stop: CancellationToken,
 ) {
-    let follower = Follower { cluster, store, report: report.clone(), open: Mutex::new(None) };
+    let follower = Follower { whose, cluster, store, report: report.clone(), open: Mutex::new(None) };
     tokio::select! {
         biased;
         () = stop.cancelled() => {}
-        _ = follower.follow(&mut orders) => return,
+        _ = follower.follow(&mut prompt) => return,
     }
     let why = "the follower of the store was stopped".into();
     let _ = follower.answer(Outcome::Failed { why }).await;
-    report.refuse(&mut orders).await;
+    if let Prompt::Orders(mut orders) = prompt {
+        report.refuse(&mut orders).await;
+    }
 }
 
 impl<S: Store> Follower<S> {
-    async fn follow(&self, orders: &mut Receiver<Effect>) -> Result<(), NobodyListens> {
+    async fn follow(&self, prompt: &mut Prompt) -> Result<(), NobodyListens> {
         let mut backoff = Backoff::default();
         loop {
             if self.open().is_none() {
                 tokio::select! {
                     biased;
-                    effect = orders.recv() => { self.accept(effect).await?; }
+                    effect = prompt.order() => { self.accept(effect).await?; }
                     () = sleep(backoff.pause()) => {}
                 }
             }
+            let read_at = Instant::now();
             match self.store.read().await {
                 Err(why) => self.failed(why).await?,
                 Ok(reading) => {
                     self.told(&reading).await?;
                     let began = Instant::now();
-                    self.watch(reading, orders).await?;
+                    self.watch(reading, read_at, prompt).await?;
                     if began.elapsed() >= SETTLED {
                         backoff = Backoff::default();
                     }
@@ -154,16 +224,21 @@ impl<S: Store> Follower<S> {
         }
     }
 
-    /// Reports changes, and reads in between when it is ordered, until the watch ends.
-    async fn watch(&self, first: Reading, orders: &mut Receiver<Effect>) -> Result<(), NobodyListens> {
+    /// Reports changes, and reads in between when it is ordered or due, until the watch ends.
+    async fn watch(
+        &self,
+        first: Reading,
+        read_at: Instant,
+        prompt: &mut Prompt,
+    ) -> Result<(), NobodyListens> {
         let watch = match self.store.watch(&first).await {
             Ok(watch) => watch,
             Err(end) => return self.ended(first.endpoint, end).await,
         };
         let Reading { read: StoreRead { store, revision: reached, .. }, endpoint } = first;
-        let mut running = Running { store, reached, endpoint, watch, extra: None };
+        let mut running = Running { store, reached, endpoint, watch, read_at, extra: None };
         loop {
-            match step(&mut running, orders).await {
+            match step(&mut running, prompt).await {
                 Step::Changed(Ok(changes)) => {
                     running.reached = self.changed(changes, running.reached).await?;
                 }
@@ -175,11 +250,19 @@ impl<S: Store> Follower<S> {
                 },
                 Step::Ordered(effect) => {
                     if self.accept(effect).await? {
-                        running.extra = Some(Extra { reads: 1, read: Box::pin(self.store.read()) });
+                        running.extra = Some(self.extra(1));
                     }
+                }
+                Step::Due => {
+                    running.read_at = Instant::now();
+                    running.extra = Some(self.extra(1));
                 }
             }
         }
+    }
+
+    fn extra(&self, reads: u32) -> Extra<'_> {
+        Extra { reads, read: Box::pin(self.store.read()) }
     }
 
     /// Reports a read that was made beside the watch, unless it is older than a change that is already reported: that
@@ -200,7 +283,7 @@ impl<S: Store> Follower<S> {
         }
         if revision < running.reached {
             if reads < READS_AT_MOST {
-                running.extra = Some(Extra { reads: reads + 1, read: Box::pin(self.store.read()) });
+                running.extra = Some(self.extra(reads + 1));
             } else {
                 let why = format!("cluster {} changed faster than it could be read", self.cluster);
                 self.answer(Outcome::Failed { why }).await?;
@@ -249,12 +332,12 @@ impl<S: Store> Follower<S> {
 
     async fn told(&self, reading: &Reading) -> Result<(), NobodyListens> {
         let read = reading.read.clone();
-        self.report.say(Event::StoreRead { cluster: self.cluster.clone(), read }).await?;
+        self.report.say(self.whose.read(self.cluster.clone(), read)).await?;
         self.answer(Outcome::Done).await
     }
 
     async fn failed(&self, why: String) -> Result<(), NobodyListens> {
-        self.report.say(Event::StoreFailed { cluster: self.cluster.clone(), why: why.clone() }).await?;
+        self.report.say(self.whose.failed(self.cluster.clone(), why.clone())).await?;
         self.answer(Outcome::Failed { why }).await
     }
 
@@ -263,7 +346,7 @@ impl<S: Store> Follower<S> {
         if end.endpoint_failed {
             self.store.avoid(endpoint);
         }
-        self.report.say(Event::StoreFailed { cluster: self.cluster.clone(), why: end.why }).await
+        self.report.say(self.whose.failed(self.cluster.clone(), end.why)).await
     }
 
     /// Reports the changes above `reached` and returns where that leads: those below are part of a read already.
@@ -271,7 +354,7 @@ impl<S: Store> Follower<S> {
         let mut now = reached;
         for change in changes.into_iter().filter(|change| change.revision > reached) {
             now = now.max(change.revision);
-            self.report.say(Event::StoreChanged { cluster: self.cluster.clone(), change }).await?;
+            self.report.say(self.whose.changed(self.cluster.clone(), change)).await?;
         }
         Ok(now)
     }
@@ -373,11 +456,20 @@ mod tests {
 
     impl World {
         fn start(script: Arc<Script>) -> World {
+            World::with(script, Whose::Patronis, Prompt::Orders)
+        }
+
+        fn with(
+            script: Arc<Script>,
+            whose: Whose,
+            prompt: impl FnOnce(mpsc::Receiver<Effect>) -> Prompt,
+        ) -> World {
             let (orders, inbox) = mpsc::channel(8);
+            let prompt = prompt(inbox);
             let (told, events) = mpsc::channel(64);
             let stop = CancellationToken::new();
             let report = Report::new(told, stop.clone());
-            let task = tokio::spawn(run("main".into(), script.clone(), inbox, report, stop.clone()));
+            let task = tokio::spawn(run(whose, "main".into(), script.clone(), prompt, report, stop.clone()));
             World { script, orders, events, stop, task }
         }
 
@@ -397,6 +489,9 @@ mod tests {
                 Event::Done { id, outcome: Outcome::Failed { why }, .. } => {
                     format!("not done {}: {why}", id.0)
                 }
+                Event::PeersRead { read, .. } => format!("peers read {}", read.revision),
+                Event::PeersChanged { change, .. } => format!("peers changed {}", change.revision),
+                Event::PeersFailed { why, .. } => format!("peers failed: {why}"),
                 other => panic!("{other:?}"),
             }
         }
@@ -545,6 +640,29 @@ mod tests {
         world.stop.cancel();
         assert_eq!(world.next().await, "not done 1: the follower of the store was stopped");
         assert_eq!(world.next().await, "not done 2: the worker was stopped before it came to this");
+        world.task.await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn keys_of_agents_are_read_again_by_themselves() {
+        let script = Arc::new(Script::default());
+        for revision in [5, 6, 7] {
+            script.will_read(0, 0, revision);
+        }
+        let (feed, _again) = (script.will_watch(), script.will_watch());
+        let began = Instant::now();
+        let mut world = World::with(script, Whose::Agents, |_| Prompt::Every(Duration::from_secs(5)));
+        assert_eq!(world.next().await, "peers read 5");
+        sleep(Duration::from_secs(3)).await;
+        feed.send(Ok(vec![change(6)])).unwrap();
+        assert_eq!(world.next().await, "peers changed 6");
+        assert_eq!(world.next().await, "peers read 6", "five seconds after the first, whatever came between");
+        assert_eq!(began.elapsed().as_secs(), 5);
+        feed.send(Err(end("broken", true))).unwrap();
+        assert_eq!(world.next().await, "peers failed: broken");
+        assert_eq!(world.next().await, "peers read 7");
+        assert_eq!(began.elapsed().as_secs(), 5, "a broken watch is not waited for");
+        world.stop.cancel();
         world.task.await.unwrap();
     }
 

@@ -71,6 +71,10 @@ fn judge(verdict: &Verdict, now: Time) -> Answer {
     if up && verdict.valid_until < Time::NEVER {
         body["valid_for_ms"] = json!(verdict.valid_until.since(now).as_millis() as u64);
     }
+    if let Some(end) = verdict.holding.filter(|_| up) {
+        body["holding"] = json!(true);
+        body["holding_for_ms"] = json!(end.since(now).as_millis() as u64);
+    }
     let code = if up { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     Answer::plain(code, body)
 }
@@ -92,7 +96,12 @@ mod tests {
     const END: Time = Time::from_micros(12_000_000);
 
     fn verdict(up: bool) -> Verdict {
-        Verdict { up, reason: Reason::new(Rule::PrimaryUp, "pg1 holds the key"), valid_until: END }
+        Verdict {
+            up,
+            reason: Reason::new(Rule::PrimaryUp, "pg1 holds the key"),
+            valid_until: END,
+            holding: None,
+        }
     }
 
     fn known() -> Knowledge {
@@ -126,6 +135,7 @@ mod tests {
             members: Vec::new(),
             holding: None,
             problems: Vec::new(),
+            switch: Default::default(),
         };
         Status {
             at: MADE,

@@ -3,9 +3,10 @@
 use crate::host::{Host, PROGRAM};
 use std::process::{Command, Stdio};
 
-const COMMANDS: [&[&str]; 9] = [
+const COMMANDS: [&[&str]; 12] = [
     &["run"],
     &["callback"],
+    &["hook"],
     &["check-config"],
     &["status"],
     &["explain"],
@@ -13,10 +14,13 @@ const COMMANDS: [&[&str]; 9] = [
     &["events"],
     &["forget"],
     &["forget", "term"],
+    &["render"],
+    &["render", "patroni"],
 ];
 
 /// Commands that ask the daemon.
-const ASKING: [&[&str]; 5] = [&["status"], &["explain"], &["plan"], &["events"], &["forget", "term"]];
+const ASKING: [&[&str]; 6] =
+    [&["status"], &["explain"], &["plan"], &["events"], &["forget", "term"], &["forget", "web3"]];
 
 #[test]
 fn every_command_has_help_with_an_example() {
@@ -36,13 +40,10 @@ fn every_command_has_help_with_an_example() {
 #[test]
 fn commands_of_later_versions_are_not_there() {
     let host = Host::new();
-    for command in
-        ["hook", "archive-push", "archive-get", "release", "drain", "undrain", "backup", "restore", "render"]
-    {
+    for command in ["archive-push", "archive-get", "release", "drain", "undrain", "backup", "restore"] {
         let ran = host.run(&[command]);
         assert_eq!((ran.code, ran.out.as_str()), (Some(2), ""), "{command}");
     }
-    assert_eq!(host.run(&["forget", "pg1"]).code, Some(2));
 }
 
 #[test]
@@ -88,7 +89,15 @@ fn config_stands_before_or_after_the_command() {
 #[test]
 fn usage_and_configuration_errors_are_2() {
     let host = Host::new();
-    for args in [&["nosuch"][..], &["status", "--nosuch"], &["status", "extra"], &[], &["forget", "nosuch"]] {
+    for args in [
+        &["nosuch"][..],
+        &["status", "--nosuch"],
+        &["status", "extra"],
+        &[],
+        &["forget"],
+        &["hook"],
+        &["hook", "nosuch"],
+    ] {
         let ran = host.run(args);
         assert_eq!((ran.code, ran.out.as_str()), (Some(2), ""), "{args:?}");
         assert!(!ran.err.is_empty());
@@ -168,6 +177,30 @@ fn forget_term_wants_a_name_when_there_are_several() {
     assert!(ran.err.contains("--cluster") && ran.err.contains("a, b"), "{}", ran.err);
     assert_eq!(host.run(&["forget", "term", "--cluster", "b"]).code, Some(0));
     assert!(host.run(&["events"]).out.contains("b: the operator"));
+}
+
+#[test]
+fn a_pooler_that_is_gone_can_be_forgotten() {
+    let mut host = Host::new();
+    host.start();
+    let ran = host.run(&["forget", "web3"]);
+    assert_eq!(ran.code, Some(1));
+    assert!(ran.err.contains("no cluster is followed"), "{}", ran.err);
+    host.stop();
+    host.configure("[[cluster]]\nscope = 'main'\nendpoints = ['127.0.0.1:1']\n");
+    host.start();
+    let ran = host.run(&["forget", "web3"]);
+    assert_eq!((ran.code, ran.err.as_str()), (Some(0), ""));
+    assert!(ran.out.contains("main") && ran.out.contains("web3"), "{}", ran.out);
+    assert!(host.run(&["events"]).out.contains("takes web3 out of the registry"));
+    for (args, why) in [
+        (&["forget", "web3", "--cluster", "nosuch"][..], "no cluster `nosuch`"),
+        (&["forget", ""], "not the name of a node"),
+    ] {
+        let ran = host.run(args);
+        assert_eq!(ran.code, Some(1), "{args:?}");
+        assert!(ran.err.contains(why), "{args:?}: {}", ran.err);
+    }
 }
 
 #[test]

@@ -32,7 +32,7 @@ fn strangers_are_refused() {
     }
     let mut host = Host::new();
     host.start();
-    for command in [&["status"][..], &["events"], &["forget", "term"]] {
+    for command in [&["status"][..], &["events"], &["forget", "term"], &["forget", "web3"]] {
         let ran = host.run_as(STRANGER, command);
         assert_eq!((ran.code, ran.out.as_str()), (Some(1), ""), "{command:?}");
         assert!(ran.err.contains("user 65534 may not use the control socket"), "{}", ran.err);
@@ -40,6 +40,10 @@ fn strangers_are_refused() {
     let ran = host.run_as(STRANGER, &["callback", "on_start", "primary", "main"]);
     assert_eq!(ran.code, Some(0));
     assert!(!host.run(&["events"]).out.contains("on_start"));
+    // A hook goes on without the daemon's word, and says that it was refused.
+    let ran = host.run_as(STRANGER, &["hook", "before-stop"]);
+    assert_eq!(ran.code, Some(0));
+    assert!(ran.err.contains("user 65534 may not use the control socket"), "{}", ran.err);
     // Patroni's user is no stranger.
     if let Ok(Some(postgres)) = nix::unistd::User::from_name("postgres") {
         let ran = host.run_as(postgres.uid.as_raw(), &["callback", "on_stop", "primary", "main"]);
@@ -96,6 +100,12 @@ fn silent_peers_use_up_their_slots_only_for_a_while() {
     let mut one_more = host.connect();
     let _ = one_more.write_all(b"{\"do\":\"ping\"}\n");
     assert!(answer(one_more).contains("64 connections are open already"));
+    // What Patroni waits for has places of its own.
+    let ran = host.run(&["callback", "on_start", "primary", "main"]);
+    assert_eq!((ran.code, ran.err.as_str()), (Some(0), ""));
+    let mut hook = host.connect();
+    hook.write_all(b"{\"do\":\"hook\",\"kind\":\"before-stop\"}\n").expect("sent");
+    assert!(answer(hook).starts_with("{\"hook\":{\"return\":"));
     for stream in silent {
         assert!(answer(stream).contains("no whole line"));
     }

@@ -4,5 +4,7 @@ mod callback;
 mod commands;
 mod config_errors;
 mod control;
+mod hook;
 mod host;
 mod http;
+mod render;

@@ -13,25 +13,29 @@ use tempfile::TempDir;
 use tokio::time::Instant;
 
 /// A cluster of etcd servers.
-struct Cluster {
+pub struct Cluster {
     dir: TempDir,
-    nodes: Vec<Node>,
+    /// Its servers.
+    pub nodes: Vec<Node>,
 }
 
-struct Node {
+/// One of them.
+pub struct Node {
     client_port: u16,
     peer_port: u16,
     process: Option<Process>,
 }
 
 impl Node {
-    fn endpoint(&self) -> String {
+    /// Where clients reach it.
+    pub fn endpoint(&self) -> String {
         format!("127.0.0.1:{}", self.client_port)
     }
 }
 
 impl Cluster {
-    async fn start(count: usize) -> Cluster {
+    /// Starts so many and waits until all answer.
+    pub async fn start(count: usize) -> Cluster {
         let node = |_| Node { client_port: free_port(), peer_port: free_port(), process: None };
         let dir = tempfile::Builder::new().prefix("etcd").tempdir().unwrap();
         let mut cluster = Cluster { dir, nodes: (0..count).map(node).collect() };
@@ -77,20 +81,24 @@ impl Cluster {
         until("etcd answers", async || self.client(n).await.get("x", None).await.ok()).await;
     }
 
-    async fn client(&self, n: usize) -> Client {
+    /// A client of one server.
+    pub async fn client(&self, n: usize) -> Client {
         let options = ConnectOptions::new().with_timeout(Duration::from_secs(5));
         Client::connect([self.nodes[n].endpoint()], Some(options)).await.unwrap()
     }
 
-    fn signal(&self, n: usize, signal: Signal) {
+    /// Sends a signal to a server.
+    pub fn signal(&self, n: usize, signal: Signal) {
         self.nodes[n].process.as_ref().unwrap().signal(signal);
     }
 
-    fn kill(&mut self, n: usize) {
+    /// Kills a server.
+    pub fn kill(&mut self, n: usize) {
         self.nodes[n].process = None;
     }
 
-    fn endpoints(&self, of: &[usize]) -> Vec<String> {
+    /// Where clients reach these.
+    pub fn endpoints(&self, of: &[usize]) -> Vec<String> {
         of.iter().map(|n| self.nodes[*n].endpoint()).collect()
     }
 }

@@ -4,9 +4,12 @@
 mod certificates;
 mod etcd;
 mod patroni_rest;
+mod patroni_yml;
 mod pgbouncer_console;
 mod pgbouncer_ini;
 mod postgres;
+mod probe;
 mod processes;
+mod publish;
 mod server;
 mod worker;

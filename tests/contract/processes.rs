@@ -42,10 +42,21 @@ impl Process {
         Process { child }
     }
 
+    /// Its id.
+    pub fn pid(&self) -> Pid {
+        Pid::from_raw(i32::try_from(self.child.id()).unwrap())
+    }
+
+    /// The ids of its children.
+    pub fn children(&self) -> Vec<Pid> {
+        let pid = self.pid();
+        let list = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+        list.split_whitespace().map(|child| Pid::from_raw(child.parse().unwrap())).collect()
+    }
+
     /// Sends a signal.
     pub fn signal(&self, signal: Signal) {
-        let pid = i32::try_from(self.child.id()).unwrap();
-        kill(Pid::from_raw(pid), signal).unwrap();
+        kill(self.pid(), signal).unwrap();
     }
 
     /// Waits for its end.

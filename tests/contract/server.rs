@@ -1,7 +1,8 @@
 //! A PostgreSQL of our own.
 
 use crate::processes::{As, Process, command, free_port, give_to_postgres, succeed, until};
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use std::path::PathBuf;
 use tempfile::TempDir;
 use tokio_postgres::{Client, NoTls};
@@ -12,6 +13,8 @@ pub struct Server {
     pub port: u16,
     dir: TempDir,
     process: Option<Process>,
+    /// Children of a postmaster that was killed.
+    orphans: Vec<Pid>,
 }
 
 impl Server {
@@ -39,7 +42,7 @@ impl Server {
     fn make() -> Server {
         let dir = tempfile::Builder::new().prefix("postgres").tempdir().unwrap();
         give_to_postgres(dir.path());
-        Server { port: free_port(), dir, process: None }
+        Server { port: free_port(), dir, process: None, orphans: Vec::new() }
     }
 
     fn data(&self) -> PathBuf {
@@ -76,8 +79,40 @@ impl Server {
         }
     }
 
+    /// Sends SIGKILL to the postmaster, as the kernel does when memory is short. Its shared memory is cleaned up when it
+    /// is started again.
+    pub fn crash(&mut self) {
+        let process = self.process.as_ref().unwrap();
+        self.orphans = process.children();
+        process.signal(Signal::SIGKILL);
+    }
+
+    /// Sends a signal to all of its processes.
+    pub fn signal_all(&self, signal: Signal) {
+        let process = self.process.as_ref().unwrap();
+        process.signal(signal);
+        for child in process.children() {
+            // One may have ended meanwhile.
+            let _ = kill(child, signal);
+        }
+    }
+
+    /// Asks it to stop as Patroni does, and waits for its end.
+    pub async fn stop_fast(&mut self) {
+        let process = self.process.take().unwrap();
+        process.signal(Signal::SIGINT);
+        tokio::task::spawn_blocking(move || process.wait()).await.unwrap();
+    }
+
     /// Starts it again on the same port.
-    pub async fn again(self) -> Server {
+    pub async fn again(mut self) -> Server {
+        self.process = None;
+        let orphans = std::mem::take(&mut self.orphans);
+        let lives = |pid: &Pid| {
+            let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+            stat.contains("postgres") && !stat.contains(") Z ")
+        };
+        until("the orphans are gone", async || (!orphans.iter().any(lives)).then_some(())).await;
         self.begin().await
     }
 }

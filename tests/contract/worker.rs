@@ -66,6 +66,12 @@ impl Worker {
         self.events.len()
     }
 
+    /// Ends it as a crash would: nothing of it runs any more.
+    pub async fn abort(self) {
+        self.task.abort();
+        assert!(self.task.await.unwrap_err().is_cancelled());
+    }
+
     /// Ends it in order.
     pub async fn stop(self) {
         self.stop.cancel();

@@ -2,16 +2,19 @@
 
 use crate::config::{Config, PoolerConfig};
 use crate::desired::{Decision, Desired, PoolerFacts, lint, plan};
-use crate::effect::{Effect, EffectId, Order};
-use crate::event::{Event, Hint, Outcome, Restored};
+use crate::effect::{Effect, EffectId, HookAnswer, Order};
+use crate::event::{Event, Hint, HookId, Outcome, Restored};
 use crate::leader::writable_leader;
-use crate::observed::{Candidate, ClusterView, Fact, Observed};
+use crate::observed::{ClusterView, Fact, Observed};
 use crate::patroni::read_member_status;
+use crate::pgbouncer::pause::OwnPause;
 use crate::pgbouncer::pools::{InFlight, LOST_AFTER, Pooler};
 use crate::pgbouncer::reconcile;
 use crate::questions::{Question, Schedule};
 use crate::recorder::Recorder;
 use crate::rule::{Reason, Rule};
+use crate::switch::SwitchState;
+use crate::switching;
 use crate::time::Time;
 use crate::topology::Endpoint;
 use alloc::collections::BTreeMap;
@@ -22,16 +25,15 @@ use core::time::Duration;
 
 /// Time passes at least this often: ages turn into unknowns without any event.
 const IDLE: Duration = Duration::from_millis(500);
-/// A state folder that has not kept a term within this does not keep the pools from following …
-const KEEP_WITHIN: Duration = Duration::from_secs(2);
-/// … and is tried again after this.
-const KEEP_AGAIN: Duration = Duration::from_secs(5);
 
 /// What an effect that is not a pooler's was about.
 #[derive(Debug, Clone, PartialEq)]
-enum Pending {
+pub(crate) enum Pending {
     Question(Question),
     KeepTerm { cluster: String, term: Option<crate::wal::Term>, since: Time },
+    Publish { cluster: String, since: Time },
+    Register { cluster: String },
+    WatchServer,
 }
 
 /// The agent's mind.
@@ -42,12 +44,20 @@ pub struct Agent {
     pub(crate) poolers: BTreeMap<String, Pooler>,
     pub(crate) desired: Desired,
     pub(crate) contradictions: Vec<String>,
-    now: Time,
+    pub(crate) now: Time,
     next_id: u64,
-    pending: BTreeMap<EffectId, Pending>,
-    schedule: Schedule,
-    recorder: Recorder,
+    pub(crate) pending: BTreeMap<EffectId, Pending>,
+    pub(crate) schedule: Schedule,
+    pub(crate) recorder: Recorder,
     wake: Time,
+    /// Switches, by cluster name.
+    pub(crate) switches: BTreeMap<String, SwitchState>,
+    /// The daemon was told to stop.
+    pub(crate) ending: bool,
+    /// Answers of hooks that are not given yet.
+    pub(crate) answers: Vec<(HookId, HookAnswer)>,
+    /// Poolers to take out of the registry (cluster, node).
+    pub(crate) forgotten: Vec<(String, String)>,
 }
 
 impl Agent {
@@ -57,10 +67,16 @@ impl Agent {
             let good = restored.last_good.get(&p.name).cloned();
             let borrowed = restored.borrowed_login_retry.get(&p.name).cloned();
             let cuts = restored.cut.get(&p.name).cloned().unwrap_or_default();
-            (p.name.clone(), Pooler::new(good, borrowed, cuts, now))
+            let mut pooler = Pooler::new(good, borrowed, cuts, now);
+            pooler.pause = restored.pauses.get(&p.name).map(|pause| OwnPause::inherited(pause.clone(), now));
+            (p.name.clone(), pooler)
         };
         Agent {
             observed: Observed::new(&config, &restored.terms),
+            switches: config.clusters.iter().map(|c| (c.name.clone(), SwitchState::default())).collect(),
+            ending: false,
+            answers: Vec::new(),
+            forgotten: Vec::new(),
             poolers: config.poolers.iter().map(pooler).collect(),
             config,
             desired: Desired::default(),
@@ -79,13 +95,16 @@ impl Agent {
         self.now = self.now.max(now);
         self.observe(event);
         self.confirm_candidates();
+        self.hear_words();
         self.raise_terms();
         let mut effects = Vec::new();
+        self.step_switches(&mut effects);
         self.keep_terms(&mut effects);
         self.desired = plan(&self.config, &self.observed, &Facts(&self.poolers), self.now);
         self.contradictions = lint(&self.config, &self.desired, &self.shared_entries());
         self.reconcile_poolers(&mut effects);
-        let (questions, next) = self.schedule.due(&self.config, &self.observed, self.now);
+        self.publish(&mut effects);
+        let (questions, next) = self.schedule.due(&self.config, &self.observed, &self.switches, self.now);
         for (question, order, reason) in questions {
             // An earlier one that was never answered is forgotten.
             self.pending.retain(|_, p| !matches!(p, Pending::Question(q) if *q == question));
@@ -108,7 +127,9 @@ impl Agent {
         let poolers = self.poolers.values().filter(|p| p.in_flight.is_none());
         let due =
             poolers.flat_map(|p| [p.files_due, p.look_due, p.back_off.until]).filter(|at| *at > self.now);
-        due.chain([self.wake, self.now + IDLE]).min().unwrap_or(self.now + IDLE)
+        due.chain([self.wake, self.now + IDLE, switching::wake(&self.switches, self.now)])
+            .min()
+            .unwrap_or(self.now + IDLE)
     }
 
     /// What every route of this host must lead to now.
@@ -142,7 +163,6 @@ impl Agent {
                     view.failed = Some(why);
                 }
             }
-            // The protocol between agents takes these (`switch`).
             Event::PeersRead { .. }
             | Event::PeersChanged { .. }
             | Event::PeersFailed { .. }
@@ -151,7 +171,7 @@ impl Agent {
             | Event::HookAsked { .. }
             | Event::HookLost { .. }
             | Event::Stopping
-            | Event::PoolerForgotten { .. } => {}
+            | Event::PoolerForgotten { .. } => self.observe_switch(event),
             Event::Hinted(hint) => self.take_hint(hint),
             Event::TermForgotten { cluster } => self.forget_term(&cluster),
             Event::Done { id, started, outcome } => self.observe_done(id, started, outcome),
@@ -182,7 +202,7 @@ impl Agent {
         pooler.observe_done(self.now, started, order, outcome);
     }
 
-    fn observe_answer(&mut self, pending: Pending, started: Time, outcome: Outcome) {
+    pub(crate) fn observe_answer(&mut self, pending: Pending, started: Time, outcome: Outcome) {
         let status = |outcome: Outcome| match outcome {
             Outcome::Member { code, body } => read_member_status(code, &body),
             Outcome::Failed { why } => Err(why),
@@ -198,6 +218,21 @@ impl Agent {
                 // A state folder that cannot be written must not keep the pools from following: it is shown instead.
                 view.kept = term;
             }
+            Pending::Publish { cluster, .. } => {
+                let Some(state) = self.switches.get_mut(&cluster) else { return };
+                let result = match outcome {
+                    Outcome::Done => Ok(()),
+                    Outcome::Failed { why } => Err(why),
+                    _ => Err("unexpected answer".into()),
+                };
+                state.published.answered(self.now, result);
+            }
+            Pending::Register { cluster } => {
+                if let Some(state) = self.switches.get_mut(&cluster) {
+                    state.published.registering = false;
+                }
+            }
+            Pending::WatchServer => {}
             Pending::Question(question) => {
                 self.schedule.answered(&question);
                 match question {
@@ -208,7 +243,14 @@ impl Agent {
                         }
                     }
                     Question::LocalPatroni => {
-                        learn(&mut self.observed.local_patroni, started, status(outcome))
+                        let answer = status(outcome);
+                        if let Ok(status) = &answer
+                            && status.state == "running"
+                            && status.started.is_some()
+                        {
+                            self.observed.started.clone_from(&status.started);
+                        }
+                        learn(&mut self.observed.local_patroni, started, answer);
                     }
                     Question::Local => {
                         let answer = match outcome {
@@ -240,16 +282,6 @@ impl Agent {
         }
     }
 
-    fn forget_term(&mut self, cluster: &str) {
-        let Some(view) = self.observed.clusters.get_mut(cluster) else { return };
-        self.recorder.say(self.now, "term", cluster, "forgotten on the operator's word");
-        match view.candidate {
-            Some(_) => view.adopt_candidate(self.now),
-            None => *view = ClusterView::new(None),
-        }
-        self.schedule.hurry(&Question::Store(cluster.into()));
-    }
-
     fn reconfigure(&mut self, config: Config) {
         let clusters = config.clusters.iter().map(|c| {
             let view = self.observed.clusters.remove(&c.name).unwrap_or_else(|| ClusterView::new(None));
@@ -269,69 +301,18 @@ impl Agent {
         // The shell replaced its workers: what was asked of the old ones will not be answered.
         self.pending.clear();
         self.schedule = Schedule::default();
+        let switches = config.clusters.iter().map(|c| {
+            let mut state = self.switches.remove(&c.name).unwrap_or_default();
+            state.published.start_over();
+            state.watched = None;
+            (c.name.clone(), state)
+        });
+        self.switches = switches.collect();
         for pooler in self.poolers.values_mut() {
             pooler.start_over(self.now);
         }
         self.config = config;
         self.recorder.say(self.now, "config", &self.config.node, "a new configuration is in force");
-    }
-
-    fn confirm_candidates(&mut self) {
-        for cluster in &self.config.clusters {
-            let Some(view) = self.observed.clusters.get_mut(&cluster.name) else { continue };
-            let is_confirmed = |c: &Candidate| c.is_confirmed(&view.topology, self.now, cluster.max_fact_age);
-            if view.candidate.as_ref().is_some_and(is_confirmed) {
-                self.recorder.say(
-                    self.now,
-                    "term",
-                    &cluster.name,
-                    "a majority of the members confirmed the store: followed",
-                );
-                view.follow_candidate(self.now);
-            }
-        }
-    }
-
-    /// A leader that is proved writable lifts the term to its timeline.
-    fn raise_terms(&mut self) {
-        for cluster in &self.config.clusters {
-            if let Ok(leader) = writable_leader(&self.config, cluster, &self.observed, self.now)
-                && let Some(view) = self.observed.clusters.get_mut(&cluster.name)
-            {
-                view.raise_timeline(self.now, leader.timeline);
-            }
-        }
-    }
-
-    fn keep_terms(&mut self, effects: &mut Vec<Effect>) {
-        self.give_up_keeping();
-        let mut orders = Vec::new();
-        for (cluster, view) in &self.observed.clusters {
-            let mine = |p: &Pending| matches!(p, Pending::KeepTerm { cluster: c, .. } if c == cluster);
-            let again = view.keep_failed.as_ref().is_some_and(|(at, _)| self.now.since(*at) >= KEEP_AGAIN);
-            if (view.term != view.kept || again) && !self.pending.values().any(mine) {
-                orders.push((cluster.clone(), view.term.clone()));
-            }
-        }
-        for (cluster, term) in orders {
-            let reason = Reason::new(Rule::TermKept, "no later run may go back behind it");
-            let order = Order::KeepTerm { cluster: cluster.clone(), term: term.clone() };
-            let pending = Pending::KeepTerm { cluster, term, since: self.now };
-            let effect = self.effect(order, reason, Some(pending));
-            effects.push(effect);
-        }
-    }
-
-    /// A state folder that hangs counts as one that cannot be written.
-    fn give_up_keeping(&mut self) {
-        let now = self.now;
-        let late =
-            |p: &Pending| matches!(p, Pending::KeepTerm { since, .. } if now.since(*since) >= KEEP_WITHIN);
-        let ids: Vec<EffectId> = self.pending.iter().filter(|(_, p)| late(p)).map(|(id, _)| *id).collect();
-        for pending in ids.iter().filter_map(|id| self.pending.remove(id)).collect::<Vec<_>>() {
-            let why = "the state folder did not answer in time".into();
-            self.observe_answer(pending, now, Outcome::Failed { why });
-        }
     }
 
     fn reconcile_poolers(&mut self, effects: &mut Vec<Effect>) {
@@ -342,6 +323,7 @@ impl Agent {
             let decisions = self.desired.poolers.get(&name).unwrap_or(&empty);
             reconcile::take_notes(pooler, decisions, self.now);
             reconcile::note_moves(pooler, decisions, self.now);
+            switching::note_holds(&self.config, &name, pooler, &self.switches, self.now);
             if let Some(lost) = pooler.in_flight.take_if(|f| self.now.since(f.since) > LOST_AFTER) {
                 let why = "the order was never answered".into();
                 pooler.observe_done(self.now, lost.since, lost.order, Outcome::Failed { why });
@@ -352,7 +334,16 @@ impl Agent {
             let change =
                 reconcile::may_change(&self.config, pooler, self.now) && self.contradictions.is_empty();
             let next =
-                change.then(|| reconcile::next_change(&self.config, pooler, decisions, self.now)).flatten();
+                switching::next_pause(&self.config, &name, pooler, decisions, &self.switches, self.now)
+                    .or_else(|| {
+                        change
+                            .then(|| reconcile::next_change(&self.config, pooler, decisions, self.now))
+                            .flatten()
+                    })
+                    .or_else(|| {
+                        let ending = switching::Ending { agent_stops: self.ending, now: self.now };
+                        switching::end_pause(&self.config, &name, pooler, decisions, &self.switches, &ending)
+                    });
             let Some((order, reason)) = next.or_else(|| reconcile::next_question(pooler, self.now)) else {
                 continue;
             };
@@ -385,7 +376,7 @@ impl Agent {
         places
     }
 
-    fn effect(&mut self, order: Order, reason: Reason, pending: Option<Pending>) -> Effect {
+    pub(crate) fn effect(&mut self, order: Order, reason: Reason, pending: Option<Pending>) -> Effect {
         let id = self.take_id();
         if let Some(pending) = pending {
             self.pending.insert(id, pending);

@@ -111,8 +111,21 @@ impl<'a> ClusterPlan<'a> {
                     ),
                 ),
             },
-            Err(reason) => Decision { target: self.without_knowing(), reason: reason.clone() },
+            Err(reason) => self
+                .to_promoting()
+                .unwrap_or_else(|| Decision { target: self.without_knowing(), reason: reason.clone() }),
         }
+    }
+
+    /// Under a strict fence the pools that wait are led to the member that is about to be promoted before they give their
+    /// word: who ends the pause after the agent's death does not lead them back to the old primary.
+    fn to_promoting(&self) -> Option<Decision> {
+        let name = self.view.promoting.as_ref()?;
+        let topology = self.topology.as_ref().ok()?;
+        let leads = topology.leader.as_ref().is_some_and(|leader| leader.name == *name);
+        let endpoint = topology.members.get(name)?.endpoint.as_ref().filter(|_| leads)?;
+        let text = format!("{name} is about to be promoted: the pools that wait lead there from now on");
+        Some(Decision { target: Some(one(name, endpoint)), reason: Reason::new(Rule::StrictFence, text) })
     }
 
     /// Nowhere: what is unknown moves nothing.
@@ -153,7 +166,10 @@ impl<'a> ClusterPlan<'a> {
         let current = asked.facts.on_disk(asked.pooler, asked.entry);
         let (mut fit, unfit) = self.sort_members(topology, asked.route, current.as_ref());
         if asked.route.to == RouteTo::Any {
-            fit.extend(self.readable_leader(topology));
+            let leader = self.readable_leader(topology);
+            // One that is about to stop is left, unless there is nobody else.
+            let stays = |name: &String| fit.is_empty() || self.view.leaving.as_ref() != Some(name);
+            fit.extend(leader.filter(|(name, _)| stays(name)));
             fit.sort();
         }
         if fit.is_empty() {
@@ -191,6 +207,10 @@ impl<'a> ClusterPlan<'a> {
         let (mut fit, mut unfit) = (Vec::new(), Vec::new());
         for member in topology.members.values() {
             if topology.leader.as_ref().is_some_and(|l| l.name == member.name) {
+                continue;
+            }
+            if self.view.leaving.as_ref() == Some(&member.name) {
+                unfit.push(format!("{} is about to stop", member.name));
                 continue;
             }
             let listed = |e: &Endpoint| {

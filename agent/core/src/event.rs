@@ -98,7 +98,8 @@ pub enum Event {
         /// The wall clock, in seconds since 1970: whether a scheduled switchover is due.
         wall: u64,
     },
-    /// The hook is gone: it was answered, ended, or killed.
+    /// The hook is gone and was not told to return: it ended, was killed, or got no answer in time. It may cross such an
+    /// answer on its way.
     HookLost {
         /// Which run of a hook.
         hook: HookId,

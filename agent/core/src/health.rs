@@ -13,14 +13,14 @@ use alloc::format;
 use alloc::string::{String, ToString};
 
 fn down(rule: Rule, text: impl Into<String>) -> Verdict {
-    Verdict { up: false, reason: Reason::new(rule, text), valid_until: Time::NEVER }
+    Verdict { up: false, reason: Reason::new(rule, text), valid_until: Time::NEVER, holding: None }
 }
 
 /// May this host say "primary: up"? Only until the earliest end of what proves it: age of the store's answer, the
 /// leader's lease as proved by that read, and the local server's last answer.
 pub fn primary(config: &Config, observed: &Observed, now: Time) -> Verdict {
     match primary_until(config, observed, now) {
-        Err(reason) => Verdict { up: false, reason, valid_until: Time::NEVER },
+        Err(reason) => Verdict { up: false, reason, valid_until: Time::NEVER, holding: None },
         Ok((name, until)) => Verdict {
             up: true,
             reason: Reason::new(
@@ -28,6 +28,7 @@ pub fn primary(config: &Config, observed: &Observed, now: Time) -> Verdict {
                 format!("{name} holds the leader key and is out of recovery"),
             ),
             valid_until: if config.mutants.obey(Rule::VerdictEnds) { until } else { Time::NEVER },
+            holding: None,
         },
     }
 }
@@ -45,6 +46,9 @@ fn primary_until(config: &Config, observed: &Observed, now: Time) -> Result<(Str
         Some(leader) if leader.name == name => {}
         Some(leader) => return Err(no(format!("{} holds the leader key", leader.name))),
         None => return Err(no("nobody holds the leader key".into())),
+    }
+    if let Some(why) = &observed.stopping {
+        return Err(no(why.clone()));
     }
     if topology.config.standby_cluster {
         return Err(no("this is a standby cluster".into()));
@@ -86,6 +90,15 @@ pub fn pool(
         Err(why) => return down(Rule::VerifyLinks, format!("PgBouncer's console: {why}")),
     };
     let mut until = seen + CONSOLE_AGE;
+    if let Some(own) = pooler.pause.as_ref().filter(|own| now < own.pause.until) {
+        // A red answer would make the load balancer cut the clients that wait.
+        return Verdict {
+            up: true,
+            reason: Reason::new(Rule::HoldLost, format!("clients wait: {}", own.pause.cause)),
+            valid_until: until.min(own.pause.until),
+            holding: Some(own.pause.until),
+        };
+    }
     for (entry, decision) in decisions {
         if decision.target.is_none() {
             return down(decision.reason.rule, format!("{entry}: {}", decision.reason.text));
@@ -104,7 +117,7 @@ pub fn pool(
                 + config.cluster(name).map_or(CONSOLE_AGE, |c| c.max_fact_age);
             until = until.min(cluster_end);
             if let Err(reason) = term_kept(config, view) {
-                return Verdict { up: false, reason, valid_until: Time::NEVER };
+                return Verdict { up: false, reason, valid_until: Time::NEVER, holding: None };
             }
         }
     }
@@ -112,6 +125,7 @@ pub fn pool(
         up: true,
         reason: Reason::new(Rule::VerifyLinks, "every route is verified"),
         valid_until: until,
+        holding: None,
     }
 }
 

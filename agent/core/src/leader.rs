@@ -84,6 +84,9 @@ fn proof(
             return Ok((timeline, "the server on this host is out of recovery".into()));
         }
     }
+    if let Some(timeline) = word_of_agent(config, view, member, now) {
+        return Ok((timeline, format!("the agent beside {} says so", member.name)));
+    }
     let Some(fact) = view.asked.get(&member.name) else {
         return not(format!("{} leads; its REST API has not answered yet", member.name));
     };
@@ -106,6 +109,18 @@ fn proof(
             (None, ..) => not(format!("{} does not tell its timeline", member.name)),
         },
     }
+}
+
+/// The agent beside a new leader sees the end of the recovery first. Its word counts until the leader's own REST API has
+/// been asked after it, and not for long.
+fn word_of_agent(config: &Config, view: &ClusterView, member: &Member, now: Time) -> Option<Timeline> {
+    let (word, heard) = view.word.as_ref()?;
+    let leader = view.topology.leader.as_ref()?;
+    let is_current = word.member == member.name && word.leader_revision == leader.revision;
+    let asked = view.asked.get(&member.name).and_then(|fact| fact.seen());
+    let answered = asked.is_some_and(|asked| asked >= *heard);
+    let fresh = now.since(*heard) <= LOCAL_PROBE_AGE || !config.mutants.obey(Rule::FactAge);
+    (is_current && !answered && fresh).then_some(word.timeline)
 }
 
 fn check_timeline(

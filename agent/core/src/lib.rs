@@ -26,6 +26,8 @@ pub mod rule;
 pub mod snapshot;
 pub mod status;
 pub mod switch;
+mod switching;
+mod terms;
 pub mod time;
 pub mod topology;
 pub mod wal;

@@ -4,6 +4,7 @@ use crate::config::{ClusterConfig, Config};
 use crate::event::{LocalServer, StoreChange, StoreRead};
 use crate::patroni::{Keys, MemberStatus, read_topology};
 use crate::rule::{Reason, Rule};
+use crate::switch::records::MemberWord;
 use crate::time::{Human, Time};
 use crate::topology::{Member, Role, Topology};
 use crate::wal::{Term, Timeline};
@@ -18,6 +19,9 @@ pub const LOCAL_PROBE_AGE: Duration = Duration::from_secs(2);
 /// For "primary: up" its word counts for less: a graceful switchover may have another primary a second after this one
 /// stopped (`patroni/ha.py`), and a driver that hangs goes on showing its last verdict until that ends.
 pub const PRIMARY_PROBE_AGE: Duration = Duration::from_secs(1);
+
+/// A promotion that lasts longer is no longer watched closely.
+const PROMOTION_PATIENCE: Duration = Duration::from_secs(60);
 
 /// Something we asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -144,6 +148,14 @@ pub struct ClusterView {
     pub leader_since: Time,
     /// When the timeline last rose, and what it was before.
     pub promoted: Option<(Time, Timeline)>,
+    /// Who led before.
+    pub former: Option<String>,
+    /// The member that is being let go of: it serves no reader that has another place.
+    pub leaving: Option<String>,
+    /// The member that a strict fence is for: paused pools already lead there, so that nobody leads them back.
+    pub promoting: Option<String>,
+    /// What the agent beside the leader says of its server, and when we heard it.
+    pub word: Option<(MemberWord, Time)>,
 }
 
 impl ClusterView {
@@ -164,6 +176,10 @@ impl ClusterView {
             asked: BTreeMap::new(),
             leader_since: Time::ZERO,
             promoted: None,
+            former: None,
+            leaving: None,
+            promoting: None,
+            word: None,
         }
     }
 
@@ -281,6 +297,12 @@ impl ClusterView {
     fn take_topology(&mut self, now: Time, topology: Topology) {
         if topology.leader != self.topology.leader {
             self.leader_since = now;
+            let before = self.topology.leader.as_ref().map(|leader| &leader.name);
+            if let Some(before) =
+                before.filter(|name| topology.leader.as_ref().map(|l| &l.name) != Some(*name))
+            {
+                self.former = Some(before.clone());
+            }
             if let Some(leader) = &topology.leader {
                 // An answer from before this leadership proves nothing about it.
                 self.asked.remove(&leader.name);
@@ -366,6 +388,18 @@ impl ClusterView {
         others.filter(claims).map(|m| m.name.clone()).collect()
     }
 
+    /// The agents of the members spoke. A word counts from when it was first heard.
+    pub fn observe_words(&mut self, words: &BTreeMap<String, MemberWord>, now: Time) {
+        let Some(leader) = &self.topology.leader else { return };
+        match words.get(&leader.name).filter(|word| word.leader_revision == leader.revision) {
+            Some(word) if self.word.as_ref().is_none_or(|(known, _)| known != word) => {
+                self.word = Some((word.clone(), now));
+            }
+            Some(_) => {}
+            None => self.word = None,
+        }
+    }
+
     /// A member of the view in force that the store calls primary although it does not lead: worth asking.
     pub fn suspects(&self) -> impl Iterator<Item = &Member> {
         let leader = self.topology.leader.as_ref().map(|l| l.name.as_str());
@@ -395,6 +429,10 @@ pub struct Observed {
     pub local: Fact<LocalServer>,
     /// Answer of this host's Patroni.
     pub local_patroni: Fact<MemberStatus>,
+    /// When the server on this host was started, as its Patroni last said while it was running.
+    pub started: Option<String>,
+    /// The member on this host is about to stop, or is stopping.
+    pub stopping: Option<String>,
 }
 
 impl Observed {
@@ -405,6 +443,8 @@ impl Observed {
             clusters: config.clusters.iter().map(view).collect(),
             local: Fact::never(),
             local_patroni: Fact::never(),
+            started: None,
+            stopping: None,
         }
     }
 
@@ -413,6 +453,15 @@ impl Observed {
         let Some(local) = &config.local else { return false };
         let leader = self.clusters.get(&local.cluster).and_then(|view| view.topology.leader.as_ref());
         leader.is_some_and(|leader| self.local_member(config) == Some(&leader.name))
+    }
+
+    /// Whether the server on this host holds the leader key and is not out of recovery yet, as far as we know.
+    pub fn is_promoting(&self, config: &Config, now: Time) -> bool {
+        let since =
+            config.local.as_ref().and_then(|local| self.clusters.get(&local.cluster)).map(|v| v.leader_since);
+        let old = since.is_none_or(|since| now.since(since) > PROMOTION_PATIENCE);
+        let waits = self.local.last().is_some_and(|server| server.in_recovery || self.local.seen() < since);
+        !old && waits
     }
 
     /// Name of the member on this host: as its Patroni says, else the node's name.

@@ -4,6 +4,9 @@ use crate::config::{ClusterConfig, Config, RouteTo};
 use crate::effect::Order;
 use crate::observed::{ClusterView, Observed};
 use crate::rule::{Reason, Rule};
+use crate::switch::SwitchState;
+use crate::switch::conductor::Step;
+use crate::switching::Switches;
 use crate::time::Time;
 use alloc::collections::BTreeMap;
 use alloc::format;
@@ -15,14 +18,20 @@ use core::time::Duration;
 const LOCAL_PAUSE: Duration = Duration::from_millis(500);
 /// … of one that leads: a verdict rests on it.
 const LEADING_PAUSE: Duration = Duration::from_millis(250);
+/// … of one that has just taken the lock: clients wait for the moment in which it is writable.
+const PROMOTING_PAUSE: Duration = Duration::from_millis(5);
 /// Pause between questions to a member whose answer is a settled matter.
 const MEMBER_PAUSE: Duration = Duration::from_secs(1);
 /// Pause between questions to a new leader that is about to become writable: each is one short request.
 const PROMOTION_PAUSE: Duration = Duration::from_millis(15);
+/// Pause between questions to a leader from which clients are held back: it may be writable again, or still.
+const HELD_PAUSE: Duration = Duration::from_millis(100);
 /// After this long without becoming writable it is asked less often.
 const PROMOTION_PATIENCE: Duration = Duration::from_secs(60);
 /// … this often.
 const PATIENT_PAUSE: Duration = Duration::from_millis(250);
+/// … to the local one, while a hook waits for its answer.
+const HOOK_PAUSE: Duration = Duration::from_millis(5);
 /// A question without an answer for this long is put again.
 const LOST_AFTER: Duration = Duration::from_secs(6);
 
@@ -75,9 +84,10 @@ impl Schedule {
         &mut self,
         config: &Config,
         observed: &Observed,
+        switches: &Switches,
         now: Time,
     ) -> (Vec<(Question, Order, Reason)>, Time) {
-        let wishes = wishes(config, observed, now);
+        let wishes = wishes(config, observed, switches, now);
         self.put.retain(|question, _| wishes.iter().any(|wish| wish.question == *question));
         let (mut due, mut next) = (Vec::new(), Time::NEVER);
         for wish in wishes {
@@ -99,7 +109,7 @@ impl Schedule {
     }
 }
 
-fn wishes(config: &Config, observed: &Observed, now: Time) -> Vec<Wish> {
+fn wishes(config: &Config, observed: &Observed, switches: &Switches, now: Time) -> Vec<Wish> {
     let mut wishes = Vec::new();
     for cluster in &config.clusters {
         let view = &observed.clusters[&cluster.name];
@@ -113,13 +123,17 @@ fn wishes(config: &Config, observed: &Observed, now: Time) -> Vec<Wish> {
                 "the store's answer ages; renewals of the leader key cause no events",
             ),
         });
-        members_to_ask(config, cluster, view, now, &mut wishes);
+        members_to_ask(config, cluster, view, switches.get(&cluster.name), now, &mut wishes);
     }
     if let Some(local) = &config.local {
         if local.probe {
             wishes.push(Wish {
                 question: Question::Local,
-                pause: if observed.leads_here(config) { LEADING_PAUSE } else { LOCAL_PAUSE },
+                pause: match observed.leads_here(config) {
+                    true if observed.is_promoting(config, now) => PROMOTING_PAUSE,
+                    true => LEADING_PAUSE,
+                    false => LOCAL_PAUSE,
+                },
                 order: Order::ProbeLocal,
                 reason: Reason::new(Rule::PrimaryUp, "only the server knows whether it is in recovery"),
             });
@@ -127,7 +141,7 @@ fn wishes(config: &Config, observed: &Observed, now: Time) -> Vec<Wish> {
         if let Some(url) = &local.patroni_url {
             wishes.push(Wish {
                 question: Question::LocalPatroni,
-                pause: MEMBER_PAUSE,
+                pause: local_patroni_pause(switches.get(&local.cluster)),
                 order: Order::AskLocalPatroni { url: url.clone() },
                 reason: Reason::new(Rule::LocalServer, "it knows the name of the member on this host"),
             });
@@ -140,11 +154,16 @@ fn members_to_ask(
     config: &Config,
     cluster: &ClusterConfig,
     view: &ClusterView,
+    switch: Option<&SwitchState>,
     now: Time,
     wishes: &mut Vec<Wish>,
 ) {
     let mut pauses: BTreeMap<&str, (Duration, &str)> = BTreeMap::new();
     let topology = &view.topology;
+    // Many agents ask one Patroni.
+    let live = switch.map_or(0, |state| state.view.peers.poolers.len());
+    let crowd = u32::try_from(live / 2).unwrap_or(1).max(1);
+    let hold = switch.and_then(|state| state.hold.as_ref());
     let routed = config
         .routes_into(&cluster.name)
         .any(|r| r.to == RouteTo::Primary || r.fallback_primary || r.to == RouteTo::Any);
@@ -160,8 +179,11 @@ fn members_to_ask(
     if let Some(leader) = topology.leader_member().filter(|_| !topology.config.standby_cluster) {
         let writable = view.asked.get(&leader.name).and_then(|f| f.last()).is_some_and(|s| s.is_writable());
         let pause = match now.since(view.leader_since) {
+            _ if writable && hold.is_some_and(|hold| hold.may_be_back()) => {
+                (HELD_PAUSE * crowd).min(MEMBER_PAUSE)
+            }
             _ if writable || !routed => MEMBER_PAUSE,
-            age if age < PROMOTION_PATIENCE => PROMOTION_PAUSE,
+            age if age < PROMOTION_PATIENCE => (PROMOTION_PAUSE * crowd).min(PATIENT_PAUSE),
             _ => PATIENT_PAUSE,
         };
         pauses.insert(&leader.name, (pause, "it leads: is it writable?"));
@@ -188,6 +210,15 @@ fn members_to_ask(
             },
             reason: Reason::new(Rule::WritableLeader, format!("{}: {why}", member.name)),
         });
+    }
+}
+
+/// A waiting hook has to know at once what Patroni is about to do.
+fn local_patroni_pause(switch: Option<&SwitchState>) -> Duration {
+    match switch.and_then(|state| state.stop.as_ref()).map(|stop| &stop.step) {
+        Some(Step::Checking) => HOOK_PAUSE,
+        Some(Step::Over { .. }) => PATIENT_PAUSE,
+        _ => MEMBER_PAUSE,
     }
 }
 

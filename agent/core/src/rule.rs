@@ -74,6 +74,30 @@ rules! {
     ObserveMode => "observe-mode",
     /// A result that nobody waits for changes nothing.
     OnceOnly => "once-only",
+    /// Pools that lead to a member that announces its stop wait instead of failing.
+    DrainPlanned => "drain-planned",
+    /// Pools wait while the primary is proved to be lost, for as long as clients can bear it.
+    HoldLost => "hold-lost",
+    /// A hold starts on the word of the server itself: a missing leader key never starts one.
+    HoldOnProof => "hold-on-proof",
+    /// `before_stop` returns when every live pooler has drained.
+    AckDrained => "ack-drained",
+    /// A pooler says that it has drained only when no server link leads to the old address.
+    AckGone => "ack-gone",
+    /// Before a promotion no pooler can write to the old primary any more.
+    Fenced => "fenced",
+    /// A strict fence asks the registry, not the leases: who is silent may still write.
+    StrictFence => "strict-fence",
+    /// Clients go on when the new leader is proved writable, not when it has the lock.
+    ResumeWhenWritable => "resume-when-writable",
+    /// Clients do not go on into the member that is being stopped.
+    NotIntoTheDrained => "not-into-the-drained",
+    /// A pause ends only when what it waited for is loaded.
+    ResumeVerified => "resume-verified",
+    /// While databases are paused PgBouncer opens no links for them.
+    NoRefill => "no-refill",
+    /// No pause outlives its deadline, whoever dies.
+    DeadMan => "dead-man",
 }
 
 impl fmt::Display for Rule {

@@ -6,13 +6,18 @@ use crate::desired::{Decision, lag};
 use crate::health;
 use crate::leader::writable_leader;
 use crate::observed::{ClusterView, Fact, LOCAL_PROBE_AGE};
+use crate::pgbouncer::pause;
 use crate::pgbouncer::pools::{CONSOLE_AGE, Pooler};
 use crate::pgbouncer::reconcile;
 use crate::rule::{Reason, Rule};
 use crate::status::{
-    ClusterStatus, Knowledge, LocalStatus, MemberLine, PlannedOrder, PoolerStatus, RouteStatus, Status,
+    ClusterStatus, HoldStatus, Knowledge, LocalStatus, MemberLine, PeerLine, PlannedOrder, PoolerStatus,
+    RouteStatus, Status, SwitchStatus,
 };
-use crate::time::Time;
+use crate::switch::SwitchState;
+use crate::switch::hold::{HAS_BEFORE_STOP, read_version};
+use crate::switch::records::PoolerWord;
+use crate::time::{Human, Time};
 use crate::topology::{Member, Topology};
 use alloc::collections::BTreeMap;
 use alloc::format;
@@ -64,7 +69,82 @@ impl Agent {
             members: topology.members.values().map(|m| member_line(view, topology, m)).collect(),
             holding: usable.err().or(refused),
             problems,
+            switch: self.switch_status(cluster, now),
         }
+    }
+
+    fn switch_status(&self, cluster: &ClusterConfig, now: Time) -> SwitchStatus {
+        let Some(state) = self.switches.get(&cluster.name) else { return SwitchStatus::default() };
+        let peers = &state.view.peers;
+        let word = |(node, word): (&String, &PoolerWord)| PeerLine {
+            node: node.clone(),
+            member: word.member.clone(),
+            says: match (&word.holds, &word.drained) {
+                (Some(from), _) => format!("holds its pools away from {from}"),
+                (None, Some(_)) => {
+                    format!("has drained, {} links of session pools are left", word.links_left)
+                }
+                (None, None) if !word.drains => "does not drain".into(),
+                (None, None) => "ready".into(),
+            },
+        };
+        let stranger = |node: &String| PeerLine {
+            node: node.clone(),
+            member: None,
+            says: "of another version: it is waited for, but not understood".into(),
+        };
+        SwitchStatus {
+            hold: state.hold.as_ref().map(|hold| HoldStatus {
+                from: hold.from.clone(),
+                why: hold.why.clone(),
+                since_ms: millis(now, hold.since),
+                ends_in_ms: millis(hold.until, now),
+            }),
+            stopping: self.observed.stopping.clone(),
+            poolers: peers.poolers.iter().map(word).chain(peers.strangers.iter().map(stranger)).collect(),
+            registry: peers.registry.clone(),
+            lease_ms: state.lease.map(|(start, ttl)| millis(start + ttl, now)),
+            troubles: self.switch_troubles(cluster, state),
+        }
+    }
+
+    fn switch_troubles(&self, cluster: &ClusterConfig, state: &SwitchState) -> Vec<String> {
+        let switch = &self.config.switch;
+        let topology = &self.observed.clusters[&cluster.name].topology;
+        let mut troubles = state.view.peers.problems.clone();
+        if let Some(why) = &state.view.failed {
+            troubles.push(format!("the other agents' keys cannot be read, so nothing drains: {why}"));
+        }
+        if let Some(why) = &state.published.why {
+            troubles.push(format!("the store does not take our keys, so this host is not waited for: {why}"));
+        }
+        if switch.drain && switch.drain_timeout > topology.config.ttl / 4 {
+            troubles.push(format!(
+                "[switch] drain_timeout ({}) is longer than a quarter of Patroni's ttl ({}): shorten it",
+                Human(switch.drain_timeout),
+                Human(topology.config.ttl)
+            ));
+        }
+        let old =
+            |m: &&Member| m.version.as_deref().and_then(read_version).is_some_and(|v| v < HAS_BEFORE_STOP);
+        for member in topology.members.values().filter(old).filter(|_| switch.drain) {
+            troubles.push(format!(
+                "{} runs Patroni {}, which has no before_stop (3.0.3): its switchovers drain late, and clients may see errors",
+                member.name,
+                member.version.as_deref().unwrap_or("?")
+            ));
+        }
+        let limit = self.poolers.values().filter_map(pause::waiting_limit).min();
+        let wanted = switch.hold_timeout + switch.failover_hold;
+        if let Some(limit) = limit.filter(|limit| *limit < wanted && switch.drain) {
+            troubles.push(format!(
+                "a pooler lets clients wait no longer than {} (query_wait_timeout, query_timeout, client_login_timeout \
+                 less 5s): holds are cut to that, [switch] asks for {}",
+                Human(limit),
+                Human(wanted)
+            ));
+        }
+        troubles
     }
 
     fn local_status(&self, now: Time) -> Option<LocalStatus> {
@@ -186,6 +266,7 @@ fn member_line(view: &ClusterView, topology: &Topology, member: &Member) -> Memb
         timeline: member.timeline,
         lsn: member.lsn,
         lag: (!leads && same_timeline).then(|| lag(topology, member, replayed)).flatten(),
+        version: member.version.clone(),
         tags: member.tags.iter().map(|(tag, value): (&String, &String)| format!("{tag}={value}")).collect(),
     }
 }

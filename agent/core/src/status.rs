@@ -38,6 +38,8 @@ pub struct Verdict {
     pub reason: Reason,
     /// After this the verdict is down, whatever it said.
     pub valid_until: Time,
+    /// Clients are held back by us until then at most; none: they are not.
+    pub holding: Option<Time>,
 }
 
 impl Verdict {
@@ -83,6 +85,50 @@ pub struct ClusterStatus {
     pub holding: Option<Reason>,
     /// What could not be read.
     pub problems: Vec<String>,
+    /// Switches: who waits for whom.
+    pub switch: SwitchStatus,
+}
+
+/// What happens around a switch of one cluster.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
+pub struct SwitchStatus {
+    /// This host's pools wait.
+    pub hold: Option<HoldStatus>,
+    /// The member on this host is about to stop, or is stopping.
+    pub stopping: Option<String>,
+    /// Agents with poolers that live, and how far each is.
+    pub poolers: Vec<PeerLine>,
+    /// Agents whose word a strict fence needs.
+    pub registry: Vec<String>,
+    /// Milliseconds that our own lease lives from now on, if it is not renewed; none: there is none.
+    pub lease_ms: Option<u64>,
+    /// What limits the protocol here: a Patroni without `before_stop`, a pooler's own limits, a store that does not
+    /// take our keys.
+    pub troubles: Vec<String>,
+}
+
+/// A hold of this host's pools.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct HoldStatus {
+    /// The member that is let go of.
+    pub from: String,
+    /// Why.
+    pub why: String,
+    /// For how long they have waited, in milliseconds.
+    pub since_ms: u64,
+    /// How long they will wait at most from now on, in milliseconds.
+    pub ends_in_ms: u64,
+}
+
+/// What another agent says of its poolers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct PeerLine {
+    /// Its node name.
+    pub node: String,
+    /// The member on its host.
+    pub member: Option<String>,
+    /// How far it is, for people.
+    pub says: String,
 }
 
 /// One member.
@@ -102,6 +148,8 @@ pub struct MemberLine {
     pub lsn: Option<Lsn>,
     /// Bytes behind the leader, on the same timeline.
     pub lag: Option<u64>,
+    /// Patroni's version.
+    pub version: Option<String>,
     /// Tags, as `key=value`.
     pub tags: Vec<String>,
 }

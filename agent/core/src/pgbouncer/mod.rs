@@ -19,6 +19,7 @@ pub mod console;
 pub mod disk;
 pub mod document;
 pub mod ini;
+pub mod pause;
 pub mod pools;
 pub mod problem;
 mod reading;

@@ -1,9 +1,10 @@
 //! What we know of one PgBouncer process: the files on disk, what it has loaded, where its links go, and the work that
 //! is under way.
 
-use super::console::LoadedDatabase;
+use super::console::{LoadedDatabase, ServerLink};
 use super::disk::Disk;
 use super::ini::Files;
+use super::pause::OwnPause;
 use super::seen::Seen;
 use crate::desired::{Decision, Target};
 use crate::effect::{EffectId, PoolerOrder};
@@ -121,6 +122,12 @@ pub struct Pooler {
     pub unfinished_cuts: Vec<String>,
     /// By entry, and by database for those opened through `*`.
     pub ladders: BTreeMap<String, Ladder>,
+    /// A pause of ours.
+    pub pause: Option<OwnPause>,
+    /// When a pause failed last.
+    pub pause_failed: Option<Time>,
+    /// When links were last cut under a pause.
+    pub pause_cut: Option<Time>,
     /// The look that the notes were last brought up to date with.
     pub noted: Option<Time>,
     /// A RELOAD was seen to have loaded the files as they are on disk: they are worth keeping.
@@ -151,6 +158,9 @@ impl Pooler {
             moved: BTreeMap::new(),
             unfinished_cuts: cuts,
             ladders: BTreeMap::new(),
+            pause: None,
+            pause_failed: None,
+            pause_cut: None,
             noted: None,
             proved_good: false,
         }
@@ -185,7 +195,10 @@ impl Pooler {
                 if let PoolerOrder::Cut { database, .. } = &order {
                     self.note_cut(database);
                 }
-                self.back_off.fail(now, format!("{order}: {why}"));
+                let about_pause = self.pause_order_failed(now, &order);
+                if !about_pause {
+                    self.back_off.fail(now, format!("{order}: {why}"));
+                }
                 self.look_soon(now);
                 self.files_due = now;
             }
@@ -226,6 +239,10 @@ impl Pooler {
             }
             Outcome::Failed { why } => {
                 self.console_failed = Some(why.clone());
+                if let Some(own) = &mut self.pause {
+                    // PgBouncer may have been restarted, which ends every pause.
+                    own.sure = false;
+                }
                 if self.console.fresh(now, CONSOLE_AGE).is_err() {
                     self.console = Fact::Unknown { why };
                 }
@@ -261,6 +278,9 @@ impl Pooler {
                 self.reload_unseen = true;
                 self.star_loaded = self.disk.last().and_then(|disk| disk.entries.get("*").cloned());
                 self.borrow_undone = self.borrowed.is_some();
+                if let Some(own) = &mut self.pause {
+                    own.refills = own.pause.min_pool_size.is_some();
+                }
             }
             PoolerOrder::BorrowLoginRetry { value } => {
                 self.borrow_undone = false;
@@ -278,9 +298,8 @@ impl Pooler {
             | PoolerOrder::ExtendPause(_)
             | PoolerOrder::ZeroMinPoolSize
             | PoolerOrder::CutPaused { .. }
-            | PoolerOrder::EndPause
-            | PoolerOrder::ReadFiles
-            | PoolerOrder::Look => {}
+            | PoolerOrder::EndPause => self.pause_order_done(now, order),
+            PoolerOrder::ReadFiles | PoolerOrder::Look => {}
         }
         self.look_soon(now);
     }
@@ -377,6 +396,24 @@ impl Pooler {
         (count, stale)
     }
 
+    /// Server links of an entry to one server: those that go when their transaction ends, and those of session pools.
+    pub fn links_to(&self, entry: &str, endpoint: &Endpoint) -> (u32, u32) {
+        let Some(view) = self.console.last() else { return (0, 0) };
+        let (mut links, mut session) = (0, 0);
+        for link in self.databases_of(entry).into_iter().flat_map(|database| view.links_of(database)) {
+            if leads_to(view, link, endpoint) {
+                *if link.session { &mut session } else { &mut links } += 1;
+            }
+        }
+        (links, session)
+    }
+
+    /// Server links of a database to one server.
+    pub fn links_of_database(&self, database: &str, endpoint: &Endpoint) -> usize {
+        let Some(view) = self.console.last() else { return 0 };
+        view.links_of(database).iter().filter(|link| leads_to(view, link, endpoint)).count()
+    }
+
     /// Whether clients are led where they must be: wanted = loaded and no link leads elsewhere, on a console that was seen
     /// lately.
     pub fn is_serving(&self, entry: &str, decision: &Decision, now: Time) -> bool {
@@ -439,6 +476,12 @@ fn allowed_addresses(view: &Seen, target: &Target) -> Vec<(String, u16)> {
         }
     }
     allowed
+}
+
+fn leads_to(view: &Seen, link: &ServerLink, endpoint: &Endpoint) -> bool {
+    let resolved = view.resolved.get(&endpoint.host).into_iter().flatten().map(String::as_str);
+    let mut hosts = core::iter::once(endpoint.host.as_str()).chain(resolved);
+    link.port == endpoint.port && hosts.any(|host| same_host(host, &link.addr))
 }
 
 /// Whether two spellings mean one address (`::1` and `0:0::1`).

@@ -160,7 +160,7 @@ fn is_broken(disk: &Disk) -> bool {
 }
 
 /// Entries that lead where they must on disk, but not as loaded.
-fn unloaded(pooler: &Pooler, decisions: &Decisions) -> Vec<String> {
+pub fn unloaded(pooler: &Pooler, decisions: &Decisions) -> Vec<String> {
     let Some(disk) = pooler.disk.last() else { return Vec::new() };
     let stands = |(entry, wanted): &(String, Endpoint)| disk.entries.get(entry) == Some(wanted);
     let differs = |(entry, wanted): &(String, Endpoint)| !pooler.is_loaded(entry, wanted);
@@ -221,6 +221,10 @@ fn lower_login_retry(
     now: Time,
 ) -> Option<(PoolerOrder, Reason)> {
     if !config.mutants.obey(Rule::LoginRetry) || !unloaded_but_for_looking(pooler, decisions) {
+        return None;
+    }
+    if pooler.pause.as_ref().is_some_and(|own| own.clean) {
+        // No pool carries a mark: those that wait go on without it.
         return None;
     }
     let in_force = pooler.borrowed.is_some() && !pooler.borrow_undone;

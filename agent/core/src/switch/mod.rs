@@ -1,5 +1,65 @@
-//! The protocol between agents: a planned switch is announced, poolers drain and say so, and everybody ends by himself.
+//! The protocol between agents: a planned stop is announced, poolers let go of the member and say so, and everybody
+//! ends by himself, whoever else dies.
 //!
-//! [`records`] is what agents tell each other through the store.
+//! ```text
+//!   member's host                     store, our own prefix              pooler host
+//!   before_stop ──> conductor ──────> switch {epoch, phase: drain} ────> hold: PAUSE
+//!                   returns    <───── poolers/<node> {drained: epoch} <─ no link to the member
+//!   PostgreSQL stops                  switch {phase: stop}
+//!   new leader: pre_promote ────────> fence {epoch} ───────────────────> hold, cut
+//!                   returns    <───── poolers/<node> {fenced: epoch}  <─ no link that could write elsewhere
+//!   it is writable ─────────────────> members/<member> {timeline} ─────> re-point, RESUME
+//! ```
+//!
+//! [`records`] is what is said, [`peers`] what was heard, [`conductor`] answers the hooks, [`hold`] says when this
+//! host's pools wait, [`publish`] what this host says. PAUSE and RESUME themselves are in
+//! [`pause`](crate::pgbouncer::pause).
 
+pub mod conductor;
+pub mod hold;
+pub mod peers;
+pub mod publish;
 pub mod records;
+
+use crate::event::ServerWord;
+use crate::time::Time;
+use crate::topology::Endpoint;
+use alloc::collections::VecDeque;
+use alloc::string::String;
+use core::time::Duration;
+
+/// What this agent knows and does about switches of one cluster.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct SwitchState {
+    /// The other agents.
+    pub view: peers::PeersView,
+    /// Start of the last renewal of our lease, and how long it lives from then on.
+    pub lease: Option<(Time, Duration)>,
+    /// What the connection to the leader's server said last.
+    pub server: Option<ServerSign>,
+    /// Server that the shell was told to watch.
+    pub watched: Option<Endpoint>,
+    /// This host's pools wait.
+    pub hold: Option<hold::Hold>,
+    /// Epochs that this host has brought to their end: they start no hold again.
+    pub ended: VecDeque<String>,
+    /// A server for which clients have waited for as long as they may: no other hold begins before it is back.
+    pub given_up: Option<Endpoint>,
+    /// The member on this host is about to stop.
+    pub stop: Option<conductor::Stop>,
+    /// The member on this host is about to be promoted.
+    pub promotion: Option<conductor::Promotion>,
+    /// What this host says.
+    pub published: publish::Published,
+}
+
+/// A sign of the leader's server.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServerSign {
+    /// The server.
+    pub endpoint: Endpoint,
+    /// What it said.
+    pub word: ServerWord,
+    /// When.
+    pub at: Time,
+}

@@ -99,6 +99,9 @@ pub struct PoolerWord {
     pub node: String,
     /// The member on its host.
     pub member: Option<String>,
+    /// It drains when it is asked to; one that does not is not waited for.
+    #[serde(default = "yes")]
+    pub drains: bool,
     /// Epoch of the switch for which it has drained: no link leads to the member any more.
     #[serde(default)]
     pub drained: Option<String>,
@@ -111,6 +114,10 @@ pub struct PoolerWord {
     /// The member whose links it has let go of, while it holds its pools.
     #[serde(default)]
     pub holds: Option<String>,
+}
+
+fn yes() -> bool {
+    true
 }
 
 /// What the agent beside a leader says of its server.

@@ -1,33 +1,33 @@
 //! The whole daemon put together. The only place that spawns; every task is awaited, and a task that ends unasked ends
 //! the process: systemd starts it again.
 
-use crate::config::{self, ClusterSettings, Settings, Store};
+mod workers;
+
+use crate::config::{self, Settings};
+use crate::control::hooks::Hooks;
 use crate::driver::{self, Ends, Hands};
 use crate::page::Pages;
-use crate::{
-    clock, control, dcs, files, http, journal, patroni, pgbouncer, postgres, state, systemd, telemetry,
-    watcher,
-};
+use crate::{clock, control, files, http, journal, state, systemd, telemetry, watcher};
 use anyhow::{Context, anyhow};
 use pgsquire_core::agent::Agent;
-use pgsquire_core::effect::Effect;
+use pgsquire_core::config::Fence;
 use pgsquire_core::event::Event;
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::mpsc::{self, Receiver, Sender};
+use tokio::sync::mpsc::{self, Sender};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+use workers::Workers;
 
 /// Facts that may wait for the driver.
 const EVENTS: usize = 1024;
-/// Orders that may wait for one worker.
-const ORDERS: usize = 32;
 /// What is under way at the end gets this long.
 const GRACE: Duration = Duration::from_secs(10);
+/// The core has this long to hear that we stop, and to tell the hooks that wait.
+const FAREWELL: Duration = Duration::from_secs(1);
 
 /// A named task: its end is an error unless we are stopping.
 type Crew = JoinSet<&'static str>;
@@ -61,7 +61,17 @@ async fn daemon(settings: Settings, config_path: PathBuf, filter: telemetry::Fil
     let pages = Pages::new(shown, noted, journal.clone());
     let stop = CancellationToken::new();
     let mut workers = Workers::spawn(&settings, &restored.terms, &events);
-    let ends = Ends { events: facts, hands, status, journal: journal.clone() };
+    let hooks = Hooks::default();
+    hooks.set_strict(settings.core.switch.fence == Fence::Strict);
+    let stopping_heard = CancellationToken::new();
+    let ends = Ends {
+        events: facts,
+        hands,
+        status,
+        journal: journal.clone(),
+        hooks: hooks.clone(),
+        stopping_heard: stopping_heard.clone(),
+    };
 
     let mut crew = Crew::new();
     crew.spawn_blocking(move || {
@@ -73,7 +83,7 @@ async fn daemon(settings: Settings, config_path: PathBuf, filter: telemetry::Fil
     add(&mut crew, "the reader of kept callbacks", import);
     add(&mut crew, "the driver", driver::run(agent, workers.take_hands(), ends, stop.clone()));
     add(&mut crew, "the HTTP listener", http::serve(web, pages.clone(), stop.clone()));
-    let context = control::Context::new(pages, events.clone());
+    let context = control::Context::new(pages, events.clone(), hooks.clone());
     add(&mut crew, "the control socket", control::serve(socket, context, stop.clone()));
     for trouble in &troubles {
         tracing::warn!("{trouble}");
@@ -85,9 +95,23 @@ async fn daemon(settings: Settings, config_path: PathBuf, filter: telemetry::Fil
     let signals = Signals::listen()?;
     systemd::ready();
 
-    let mut reload = Reload { config_path, settings, events, hands: new_hands, notes, troubles, filter };
+    let mut reload =
+        Reload { config_path, settings, events, hands: new_hands, hooks, notes, troubles, filter };
     let ended = supervise(&mut crew, &mut workers, &mut reload, signals).await;
     systemd::stopping();
+    // First the core, which lets go of what it holds and answers the hooks that wait; then those who do it; then the rest.
+    let farewell = async {
+        if reload.events.send(Event::Stopping).await.is_ok() {
+            stopping_heard.cancelled().await;
+            reload.hooks.all_left().await;
+        }
+    };
+    if tokio::time::timeout(FAREWELL, farewell).await.is_err() {
+        let heard = stopping_heard.is_cancelled();
+        let who =
+            if heard { "a hook of Patroni still waits" } else { "the driver did not hear that we stop" };
+        tracing::warn!("{who} after {} s: it is left alone", FAREWELL.as_secs());
+    }
     workers.end().await;
     journal.record("agent", &reload.settings.core.node, "stopped");
     stop.cancel();
@@ -164,131 +188,13 @@ fn unasked(ended: Option<Result<&'static str, tokio::task::JoinError>>) -> anyho
     }
 }
 
-/// The workers of one configuration. A new configuration gets new ones, after the old ones have brought to an end what
-/// they were doing.
-struct Workers {
-    crew: Crew,
-    stop: CancellationToken,
-    hands: Hands,
-}
-
-impl Workers {
-    fn spawn(
-        settings: &Settings,
-        terms: &BTreeMap<String, pgsquire_core::wal::Term>,
-        events: &Sender<Event>,
-    ) -> Self {
-        let mut workers =
-            Workers { crew: Crew::new(), stop: CancellationToken::new(), hands: Hands::default() };
-        for cluster in &settings.clusters {
-            workers.follow(cluster, events);
-        }
-        if let Some(patroni) = &settings.patroni {
-            let (orders, inbox) = mpsc::channel(ORDERS);
-            workers.hands.local_patroni = Some(orders);
-            workers.ask_members("the asker of the local Patroni", &patroni.tls, inbox, events);
-        }
-        if let Some(postgres) = &settings.postgres {
-            let (orders, inbox) = mpsc::channel(ORDERS);
-            let config = postgres::WorkerConfig {
-                conninfo: postgres.conninfo.clone(),
-                password_file: postgres.password_file.clone(),
-            };
-            workers.hands.postgres = Some(orders);
-            workers.add(
-                "the prober of PostgreSQL",
-                postgres::run(config, inbox, events.clone(), workers.stop.clone()),
-            );
-        }
-        let (orders, inbox) = mpsc::channel(ORDERS);
-        let config = state::WorkerConfig { state_dir: settings.state_dir.clone(), terms: terms.clone() };
-        workers.hands.state = Some(orders);
-        workers.add(
-            "the keeper of the state folder",
-            state::run(config, inbox, events.clone(), workers.stop.clone()),
-        );
-        for pooler in &settings.poolers {
-            let (orders, inbox) = mpsc::channel(ORDERS);
-            let config = pgbouncer::WorkerConfig {
-                pooler: pooler.name.clone(),
-                ini: pooler.ini.clone(),
-                cwd: None,
-                console: pooler.console.clone(),
-                password_file: pooler.password_file.clone(),
-                state_dir: settings.state_dir.clone(),
-            };
-            workers.hands.poolers.insert(pooler.name.clone(), orders);
-            workers.add(
-                "a pooler's worker",
-                pgbouncer::run(config, inbox, events.clone(), workers.stop.clone()),
-            );
-        }
-        workers
-    }
-
-    fn add(&mut self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
-        add(&mut self.crew, name, task);
-    }
-
-    fn follow(&mut self, cluster: &ClusterSettings, events: &Sender<Event>) {
-        let (orders, inbox) = mpsc::channel(ORDERS);
-        let Store::Etcd(etcd) = &cluster.store;
-        let store = dcs::etcd::EtcdConfig {
-            endpoints: etcd.endpoints.clone(),
-            tls_ca: cluster.tls.ca.clone(),
-            tls_cert: cluster.tls.cert.clone(),
-            tls_key: cluster.tls.key.clone(),
-            username: etcd.username.clone(),
-            password_file: etcd.password_file.clone(),
-        };
-        let config = dcs::WorkerConfig {
-            cluster: cluster.name.clone(),
-            prefix: dcs::prefix(&cluster.namespace, &cluster.scope, cluster.group),
-            store: dcs::StoreConfig::Etcd(store),
-        };
-        self.hands.stores.insert(cluster.name.clone(), orders);
-        self.add("a store's follower", dcs::run(config, inbox, events.clone(), self.stop.clone()));
-        let (orders, inbox) = mpsc::channel(ORDERS);
-        self.hands.members.insert(cluster.name.clone(), orders);
-        self.ask_members("the asker of a cluster's members", &cluster.tls, inbox, events);
-    }
-
-    fn ask_members(
-        &mut self,
-        name: &'static str,
-        tls: &config::TlsFiles,
-        inbox: Receiver<Effect>,
-        events: &Sender<Event>,
-    ) {
-        let config = patroni::WorkerConfig {
-            tls_ca: tls.ca.clone(),
-            tls_cert: tls.cert.clone(),
-            tls_key: tls.key.clone(),
-        };
-        self.add(name, patroni::run(config, inbox, events.clone(), self.stop.clone()));
-    }
-
-    fn take_hands(&mut self) -> Hands {
-        std::mem::take(&mut self.hands)
-    }
-
-    /// Stops them and waits: a file replace or a console command that has begun is brought to its end.
-    async fn end(&mut self) {
-        self.stop.cancel();
-        let all = async { while self.crew.join_next().await.is_some() {} };
-        if tokio::time::timeout(GRACE, all).await.is_err() {
-            tracing::warn!("some workers did not end within {} s", GRACE.as_secs());
-            self.crew.shutdown().await;
-        }
-    }
-}
-
 /// What a new configuration changes.
 struct Reload {
     config_path: PathBuf,
     settings: Settings,
     events: Sender<Event>,
     hands: Sender<Hands>,
+    hooks: Hooks,
     notes: watch::Sender<Vec<String>>,
     /// What was wrong with the state folder at the start.
     troubles: Vec<String>,
@@ -326,6 +232,7 @@ impl Reload {
         systemd::reloading();
         workers.end().await;
         let _ = self.filter.set(&new.telemetry.log);
+        self.hooks.set_strict(new.core.switch.fence == Fence::Strict);
         let (restored, _) = state::load_restored(&self.settings.state_dir);
         *workers = Workers::spawn(&new, &restored.terms, &self.events);
         let _ = self.events.send(Event::Configured(new.core.clone())).await;

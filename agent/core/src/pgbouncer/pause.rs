@@ -1,0 +1,450 @@
+//! PAUSE without poison: which databases wait, when it may be sent, and when it ends.
+//!
+//! A pool whose link was closed in login carries a mark, and cuts every client that asks before the next login succeeds.
+//! So a planned pause waits for logins to end, and keeps PgBouncer from opening links behind it (`min_pool_size`).
+
+use super::pools::{CONSOLE_AGE, Pooler};
+use super::reconcile::Decisions;
+use crate::config::{ClusterConfig, Config, Fence, Mode, PoolerConfig};
+use crate::desired::Decision;
+use crate::effect::{Pause, PauseScope, PoolerOrder};
+use crate::rule::{Reason, Rule};
+use crate::switch::hold::{Cause, Hold};
+use crate::time::Time;
+use crate::topology::Endpoint;
+use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+use core::time::Duration;
+
+/// Clients that wait get their answer this long before their own limit.
+const MARGIN: Duration = Duration::from_secs(5);
+/// A pause that failed is tried again after this.
+const AGAIN: Duration = Duration::from_millis(250);
+/// Pause between looks while links are to be let go of.
+const LOOK_AGAIN: Duration = Duration::from_millis(2);
+/// Links that could write to a primary that was replaced are cut after this share of `fence_timeout`.
+const CUT_SHARE: u32 = 4;
+
+/// A pause of ours.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OwnPause {
+    /// As it is journalled.
+    pub pause: Pause,
+    /// Since when.
+    pub since: Time,
+    /// PgBouncer took it, and has not been away since.
+    pub sure: bool,
+    /// No link was in login, so no pool carries a mark.
+    pub clean: bool,
+    /// It is from an earlier run of the agent: the protocol has to be heard before it is ended.
+    pub inherited: bool,
+    /// A RELOAD gave `min_pool_size` back.
+    pub refills: bool,
+    /// The server that was let go of, if this run knows.
+    pub left: Option<Endpoint>,
+}
+
+impl OwnPause {
+    /// What an earlier run left.
+    pub fn inherited(pause: Pause, now: Time) -> Self {
+        OwnPause { pause, since: now, sure: false, clean: false, inherited: true, refills: true, left: None }
+    }
+}
+
+/// How far a process has let go of a server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LetGo {
+    /// It waits and has no link there, but for those of session pools.
+    Done {
+        /// They stay until their clients leave.
+        session_links: u32,
+    },
+    /// Not yet.
+    Not,
+    /// Its console has been silent for so long that nothing can be said.
+    Unknown,
+}
+
+/// Databases of a pooler that lead to the held server and have nowhere else to go.
+fn waiting(
+    config: &PoolerConfig,
+    cluster: &str,
+    pooler: &Pooler,
+    decisions: &Decisions,
+    hold: &Hold,
+) -> BTreeSet<String> {
+    let mut list = BTreeSet::new();
+    for (entry, route) in &config.routes {
+        // A target of the fence is none to go on to.
+        let decision = decisions.get(entry).filter(|d| d.reason.rule != Rule::StrictFence);
+        let target = decision.and_then(|d| d.target.as_ref());
+        let elsewhere = target.is_some_and(|target| target.endpoint != hold.endpoint);
+        if route.cluster == cluster && !elsewhere && leads_there(pooler, entry, &hold.endpoint) {
+            list.extend(pooler.databases_of(entry).into_iter().map(String::from));
+        }
+    }
+    // The login of clients needs it.
+    let auth = pooler.console.last().and_then(|seen| seen.settings.get("auth_dbname"));
+    if let Some(row) = auth.and_then(|name| pooler.row(name)).filter(|_| !list.is_empty())
+        && row.host.as_ref() == Some(&hold.endpoint.host)
+        && row.port == hold.endpoint.port
+    {
+        list.insert(row.name.clone());
+    }
+    list
+}
+
+fn leads_there(pooler: &Pooler, entry: &str, endpoint: &Endpoint) -> bool {
+    pooler.loaded(entry).is_some_and(|loaded| loaded == *endpoint)
+        || pooler.links_to(entry, endpoint) != (0, 0)
+}
+
+/// How far a pooler has let go of the held server.
+pub fn let_go(
+    config: &Config,
+    cluster: &ClusterConfig,
+    name: &str,
+    pooler: &Pooler,
+    hold: &Hold,
+    now: Time,
+) -> LetGo {
+    let Some(pooler_config) = config.pooler(name) else { return LetGo::Done { session_links: 0 } };
+    if pooler.console.fresh(now, CONSOLE_AGE).is_err() && pooler.pause.is_none() {
+        return LetGo::Unknown;
+    }
+    if pooler.console.seen() <= Some(hold.since) {
+        return LetGo::Not;
+    }
+    let (mut held, mut session_links) = (false, 0);
+    for (entry, _) in pooler_config.routes.iter().filter(|(_, route)| route.cluster == cluster.name) {
+        let (links, session) = pooler.links_to(entry, &hold.endpoint);
+        held |= pooler.loaded(entry).is_some_and(|loaded| loaded == hold.endpoint);
+        session_links += session;
+        if links > 0 && config.mutants.obey(Rule::AckGone) {
+            return LetGo::Not;
+        }
+    }
+    if held && hold.fence.is_some() && config.switch.fence == Fence::Strict {
+        // Whoever ends this pause after we are gone must not lead clients back.
+        return LetGo::Not;
+    }
+    match &pooler.pause {
+        Some(own) if own.sure && pooler.console.seen() > Some(own.since) => LetGo::Done { session_links },
+        None if !held => LetGo::Done { session_links },
+        // An operator paused all of it before us.
+        None if all_paused_by_others(pooler_config, &cluster.name, pooler) => LetGo::Done { session_links },
+        _ => LetGo::Not,
+    }
+}
+
+fn all_paused_by_others(config: &PoolerConfig, cluster: &str, pooler: &Pooler) -> bool {
+    let seen = pooler.console.last();
+    let whole = seen.is_some_and(|seen| seen.paused == Some(true));
+    let mut entries = config.routes.iter().filter(|(_, route)| route.cluster == cluster);
+    whole
+        || entries.all(|(entry, _)| {
+            pooler.databases_of(entry).into_iter().all(|db| pooler.row(db).is_some_and(|row| row.paused))
+        })
+}
+
+/// The shortest limit that PgBouncer itself sets to clients that wait, less a margin; none: it has none, or is unknown.
+pub fn waiting_limit(pooler: &Pooler) -> Option<Duration> {
+    let settings = &pooler.console.last()?.settings;
+    let limit = |key: &str| {
+        let seconds = settings.get(key)?.trim().parse::<f64>().ok()?;
+        (seconds > 0.0 && seconds < 1e9).then(|| Duration::from_secs_f64(seconds))
+    };
+    let limits =
+        ["query_wait_timeout", "query_timeout", "client_login_timeout"].into_iter().filter_map(limit);
+    limits.min().map(|limit| limit.saturating_sub(MARGIN))
+}
+
+/// The next order that begins or keeps a pause, before everything else.
+pub fn begin(
+    config: &Config,
+    pooler_config: &PoolerConfig,
+    pooler: &Pooler,
+    decisions: &Decisions,
+    holds: &BTreeMap<&str, &Hold>,
+    now: Time,
+) -> Option<(PoolerOrder, Reason)> {
+    if config.mode != Mode::Enforce || pooler.pause_failed.is_some_and(|at| now.since(at) < AGAIN) {
+        return None;
+    }
+    for (cluster, hold) in holds {
+        if let Some(order) = hold_one(config, pooler_config, cluster, pooler, decisions, hold, now) {
+            return Some(order);
+        }
+    }
+    let own = pooler.pause.as_ref()?;
+    let zero = own.refills && own.sure && own.pause.min_pool_size.is_some();
+    (zero && config.mutants.obey(Rule::NoRefill)).then(|| {
+        let text = "a RELOAD gave min_pool_size back: its links would be closed in login";
+        (PoolerOrder::ZeroMinPoolSize, Reason::new(Rule::NoRefill, text))
+    })
+}
+
+fn hold_one(
+    config: &Config,
+    pooler_config: &PoolerConfig,
+    cluster: &str,
+    pooler: &Pooler,
+    decisions: &Decisions,
+    hold: &Hold,
+    now: Time,
+) -> Option<(PoolerOrder, Reason)> {
+    let list = waiting(pooler_config, cluster, pooler, decisions, hold);
+    if list.is_empty() || pooler.console.fresh(now, CONSOLE_AGE).is_err() {
+        return None;
+    }
+    let rule = match hold.cause {
+        Cause::Planned => Rule::DrainPlanned,
+        Cause::Lost => Rule::HoldLost,
+        Cause::Fenced => Rule::Fenced,
+    };
+    let reason = || Reason::new(rule, hold.why.clone());
+    if let Some(own) = pooler.pause.as_ref().filter(|own| own.sure) {
+        let until = own.pause.until.max(hold.until);
+        if own.pause.until < hold.until {
+            return Some((PoolerOrder::ExtendPause(Pause { until, ..own.pause.clone() }), reason()));
+        }
+        if covers(&own.pause.scope, &list) {
+            return cut(config, pooler, hold, &list, now);
+        }
+    }
+    let free: Vec<String> = list.iter().filter(|db| !is_paused_by_others(pooler, db)).cloned().collect();
+    if free.is_empty() || is_in_login(config, pooler, hold, &list, now) {
+        return None;
+    }
+    Some((PoolerOrder::Pause(build(config, pooler, hold, free)), reason()))
+}
+
+fn covers(scope: &PauseScope, list: &BTreeSet<String>) -> bool {
+    match scope {
+        PauseScope::Process => true,
+        PauseScope::Databases(paused) => list.iter().all(|db| paused.contains(db)),
+    }
+}
+
+/// An operator's pause is his: it is neither joined nor lifted.
+fn is_paused_by_others(pooler: &Pooler, database: &str) -> bool {
+    let ours = |own: &OwnPause| matches!(&own.pause.scope, PauseScope::Databases(list) if list.iter().any(|d| d == database));
+    let paused = pooler.row(database).is_some_and(|row| row.paused);
+    let whole = pooler.console.last().is_some_and(|seen| seen.paused == Some(true)) && pooler.pause.is_none();
+    whole || paused && !pooler.pause.as_ref().is_some_and(ours)
+}
+
+/// A planned pause waits for logins to end, for a while: a closed one marks its pool.
+fn is_in_login(config: &Config, pooler: &Pooler, hold: &Hold, list: &BTreeSet<String>, now: Time) -> bool {
+    let patience = config.switch.drain_timeout / 2;
+    if hold.cause != Cause::Planned || now.since(hold.since) >= patience {
+        return false;
+    }
+    let seen = pooler.console.last();
+    seen.is_some_and(|seen| list.iter().any(|db| seen.links_of(db).iter().any(|link| link.state == "login")))
+}
+
+/// The pause to order. The whole process, where all of it leads to the member; else each database, with refills off.
+fn build(config: &Config, pooler: &Pooler, hold: &Hold, list: Vec<String>) -> Pause {
+    let setting = pooler.console.last().and_then(|seen| seen.settings.get("min_pool_size"));
+    let refills = setting.filter(|value| value.trim().parse::<u32>().is_ok_and(|n| n > 0)).cloned();
+    let own_refills =
+        list.iter().any(|db| pooler.row(db).and_then(|row| row.min_pool_size).is_some_and(|n| n > 0));
+    let seen = pooler.console.last();
+    let there = |row: &crate::pgbouncer::console::LoadedDatabase| {
+        row.host.as_ref() == Some(&hold.endpoint.host) && row.port == hold.endpoint.port && !row.paused
+    };
+    let all = seen.is_some_and(|seen| seen.databases.values().all(there));
+    let earlier = pooler.pause.as_ref().map(|own| &own.pause.scope);
+    let whole = match earlier {
+        // What was paused stays paused in the same way.
+        Some(PauseScope::Process) => true,
+        Some(PauseScope::Databases(_)) => false,
+        None => all || own_refills,
+    };
+    let keep = pooler.pause.as_ref().and_then(|own| own.pause.min_pool_size.clone());
+    let zero = refills.filter(|_| !whole && config.mutants.obey(Rule::NoRefill));
+    let mut databases = list;
+    if let Some(PauseScope::Databases(before)) = earlier {
+        databases.extend(before.iter().cloned());
+        databases.sort();
+        databases.dedup();
+    }
+    Pause {
+        scope: if whole { PauseScope::Process } else { PauseScope::Databases(databases) },
+        until: if config.mutants.obey(Rule::DeadMan) { hold.until } else { Time::NEVER },
+        min_pool_size: keep.or(zero),
+        cause: format!("{}{}", hold.why, hold.epoch.as_ref().map(|e| format!(" [{e}]")).unwrap_or_default()),
+    }
+}
+
+/// Links that may write to a primary that is being replaced are cut while everybody waits for our word.
+fn cut(
+    config: &Config,
+    pooler: &Pooler,
+    hold: &Hold,
+    list: &BTreeSet<String>,
+    now: Time,
+) -> Option<(PoolerOrder, Reason)> {
+    let (_, since) = hold.fence.as_ref()?;
+    let patience = config.switch.fence_timeout / CUT_SHARE;
+    if now.since(*since) < patience
+        || pooler.look_due <= now
+        || pooler.pause_cut.is_some_and(|at| now.since(at) < patience)
+    {
+        return None;
+    }
+    let has_links = |db: &&String| pooler.links_of_database(db, &hold.endpoint) > 0;
+    let count = list.iter().filter(has_links).count();
+    (count > 0).then(|| {
+        let text = format!("{}: {count} databases still have links to {}", hold.why, hold.endpoint);
+        let stale = [hold.endpoint.clone()].into();
+        (
+            PoolerOrder::CutPaused { databases: list.iter().cloned().collect(), stale },
+            Reason::new(Rule::Fenced, text),
+        )
+    })
+}
+
+/// The order that ends a pause for which there is no hold any more: after the new target is loaded, or when its time is
+/// over.
+pub fn finish(
+    config: &Config,
+    pooler: &Pooler,
+    decisions: &Decisions,
+    facts: &Ending,
+) -> Option<(PoolerOrder, Reason)> {
+    let own = pooler.pause.as_ref()?;
+    if pooler.pause_failed.is_some_and(|at| facts.now.since(at) < AGAIN) {
+        return None;
+    }
+    let resume = |text: String| Some((PoolerOrder::EndPause, Reason::new(Rule::ResumeVerified, text)));
+    if facts.stopping {
+        return resume("the agent stops".into());
+    }
+    if facts.now >= own.pause.until && config.mutants.obey(Rule::DeadMan) {
+        return resume("the pause has lasted for as long as it may".into());
+    }
+    if facts.held || own.inherited && !facts.heard {
+        return None;
+    }
+    let is_known = |(entry, decision): (&String, &Decision)| {
+        let led_there = own.left.as_ref().is_none_or(|left| leads_there(pooler, entry, left));
+        decision.target.is_some() || !led_there
+    };
+    let known = facts.given_up || decisions.iter().all(is_known);
+    let loaded = facts.loaded && !pooler.reload_unseen && pooler.look_due > facts.now;
+    (known && loaded || !config.mutants.obey(Rule::ResumeVerified))
+        .then(|| resume("clients may go on: every route is loaded as it must be".to_string()))
+        .flatten()
+}
+
+/// What the end of a pause is decided by.
+pub struct Ending {
+    /// The agent was told to stop.
+    pub stopping: bool,
+    /// Some hold still wants it.
+    pub held: bool,
+    /// Clients have waited for as long as they may.
+    pub given_up: bool,
+    /// The other agents were heard since the start.
+    pub heard: bool,
+    /// No route leads elsewhere than the file.
+    pub loaded: bool,
+    /// Now.
+    pub now: Time,
+}
+
+/// While links are to be let go of, looks follow each other closely.
+pub fn hurry(
+    config: &Config,
+    cluster: &ClusterConfig,
+    name: &str,
+    pooler: &mut Pooler,
+    hold: &Hold,
+    now: Time,
+) {
+    // A console that does not answer is asked at its own pace.
+    let waits =
+        pooler.console_failed.is_none() && let_go(config, cluster, name, pooler, hold, now) == LetGo::Not;
+    if waits && let Some(seen) = pooler.console.seen() {
+        // A look from before the hold says nothing about it.
+        let soon = if seen <= hold.since { now } else { seen + LOOK_AGAIN };
+        pooler.look_due = pooler.look_due.min(soon.max(hold.since));
+    }
+}
+
+impl Pooler {
+    /// An order about our pause was carried out.
+    pub(super) fn pause_order_done(&mut self, now: Time, order: PoolerOrder) {
+        match order {
+            PoolerOrder::Pause(pause) => {
+                // A login that was closed marks its pool; only a planned pause waits for logins to end.
+                let clean = self.pause.as_ref().is_none_or(|own| own.clean);
+                let since = now;
+                let left = self.pause.take().and_then(|own| own.left);
+                self.pause = Some(OwnPause {
+                    pause,
+                    since,
+                    sure: true,
+                    clean,
+                    inherited: false,
+                    refills: false,
+                    left,
+                });
+                self.pause_failed = None;
+            }
+            PoolerOrder::ExtendPause(pause) => {
+                if let Some(own) = &mut self.pause {
+                    own.pause = pause;
+                }
+            }
+            PoolerOrder::ZeroMinPoolSize => {
+                if let Some(own) = &mut self.pause {
+                    own.refills = false;
+                }
+            }
+            PoolerOrder::CutPaused { databases, .. } => {
+                self.pause_cut = Some(now);
+                let kills_clients = self.console.last().is_some_and(|seen| seen.version >= (1, 24));
+                if let Some(own) = self.pause.as_mut().filter(|_| !kills_clients) {
+                    own.pause.scope = PauseScope::Databases(databases);
+                    own.clean = false;
+                }
+            }
+            _ => {
+                self.pause = None;
+                self.pause_failed = None;
+            }
+        }
+    }
+
+    /// An order about our pause failed: it may have had its effect all the same, so it is still to be ended.
+    /// Returns whether it was about a pause.
+    pub(super) fn pause_order_failed(&mut self, now: Time, order: &PoolerOrder) -> bool {
+        match order {
+            PoolerOrder::Pause(pause) => {
+                let refills = pause.min_pool_size.is_some();
+                let own = OwnPause {
+                    pause: pause.clone(),
+                    since: now,
+                    sure: false,
+                    clean: false,
+                    inherited: false,
+                    refills,
+                    left: None,
+                };
+                self.pause.get_or_insert(own).sure = false;
+                self.pause_failed = Some(now);
+            }
+            PoolerOrder::CutPaused { .. } => self.pause_cut = Some(now),
+            PoolerOrder::ExtendPause(_) | PoolerOrder::ZeroMinPoolSize | PoolerOrder::EndPause => {
+                self.pause_failed = Some(now);
+            }
+            _ => return false,
+        }
+        true
+    }
+}

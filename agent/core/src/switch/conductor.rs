@@ -1,0 +1,505 @@
+//! Patroni's synchronous hooks on a member's host: who is waited for, and for how long.
+//!
+//! `before_stop` runs for every stop of a living server, in some of them inside Patroni's loop, where each second waited
+//! is a second without a renewed lease (`patroni/postgresql/__init__.py`, `patroni/ha.py`). So it waits only for what is
+//! proved to be a switchover or a restart of the primary, and everything unknown returns at once.
+
+use super::SwitchState;
+use super::records::{Fencing, Phase, PoolerWord, Switch, SwitchKind, VERSION};
+use crate::config::{ClusterConfig, Config, Fence, Mode};
+use crate::effect::HookAnswer;
+use crate::event::HookId;
+use crate::leader::writable_leader;
+use crate::observed::Observed;
+use crate::patroni::MemberStatus;
+use crate::rule::Rule;
+use crate::time::Time;
+use crate::topology::Role;
+use alloc::collections::BTreeSet;
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+use core::time::Duration;
+
+/// The hook has to have its first answer within 100 ms: the local Patroni has this long to answer.
+const CHECK_WITHIN: Duration = Duration::from_millis(75);
+/// The store has this long to take the record.
+const ANNOUNCE_WITHIN: Duration = Duration::from_millis(250);
+/// A record of a stop that was called off stays this long, so that everybody sees it.
+const ABORTED_STAYS: Duration = Duration::from_secs(5);
+/// A stop that has not happened so long after the hook returned will not happen.
+const UNCHANGED: Duration = Duration::from_secs(2);
+
+/// How far the stop of the member on this host is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Step {
+    /// The local Patroni was asked what it is about to do.
+    Checking,
+    /// The store was told.
+    Announcing {
+        /// Since when.
+        since: Time,
+    },
+    /// The poolers were told.
+    Draining {
+        /// Since when.
+        since: Time,
+    },
+    /// The hook has returned, or is lost.
+    Over {
+        /// Since when.
+        since: Time,
+        /// It was lost before it was answered.
+        aborted: bool,
+    },
+}
+
+/// The member on this host is about to stop.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stop {
+    /// The hook that waits.
+    pub hook: HookId,
+    /// When it asked.
+    pub asked: Time,
+    /// The wall clock then, in seconds since 1970.
+    wall: u64,
+    /// How far it is.
+    pub step: Step,
+    /// What the poolers are told, once it is known.
+    pub record: Option<Switch>,
+}
+
+/// The member on this host is about to be promoted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Promotion {
+    /// The hook that waits; none: it was answered.
+    pub hook: Option<HookId>,
+    /// When it asked.
+    pub asked: Time,
+    /// What the poolers are told.
+    pub record: Fencing,
+}
+
+/// What the hooks are decided by.
+pub struct Facts<'a> {
+    /// The configuration.
+    pub config: &'a Config,
+    /// The cluster of the member on this host.
+    pub cluster: &'a ClusterConfig,
+    /// What is known.
+    pub observed: &'a Observed,
+    /// When the local Patroni was last running, its server had been started then.
+    pub started: Option<&'a String>,
+    /// Now.
+    pub now: Time,
+}
+
+/// Answers to give, and lines for the flight recorder.
+#[derive(Debug, Default)]
+pub struct Said {
+    /// Answers.
+    pub answers: Vec<(HookId, HookAnswer)>,
+    /// Lines.
+    pub notes: Vec<String>,
+}
+
+impl Said {
+    fn give(&mut self, hook: HookId, go_on: bool, why: String) {
+        self.notes.push(why.clone());
+        self.answers.push((hook, HookAnswer::Return { go_on, why }));
+    }
+
+    fn wait(&mut self, hook: HookId, at_most: Duration, why: String) {
+        let at_most_ms = u64::try_from(at_most.as_millis()).unwrap_or(u64::MAX);
+        self.notes.push(why.clone());
+        self.answers.push((hook, HookAnswer::Wait { at_most_ms, why }));
+    }
+}
+
+impl Facts<'_> {
+    fn member(&self) -> &str {
+        self.observed.local_member(self.config).unwrap_or(&self.config.node)
+    }
+
+    fn leads(&self) -> Result<(), String> {
+        let view = &self.observed.clusters[&self.cluster.name];
+        let Some(leader) = &view.topology.leader else { return Err("nobody holds the leader key".into()) };
+        if leader.name != self.member() {
+            return Err(format!("{} holds the leader key, not {}", leader.name, self.member()));
+        }
+        let age = self.now.since(view.seen.unwrap_or(Time::ZERO));
+        if view.seen.is_none() || age >= view.topology.config.loop_wait.min(self.cluster.max_fact_age) {
+            return Err("the store has not confirmed the leader key lately".into());
+        }
+        Ok(())
+    }
+}
+
+/// `before_stop` asked.
+pub fn before_stop(facts: &Facts<'_>, state: &mut SwitchState, hook: HookId, wall: u64, said: &mut Said) {
+    if let Some(stop) = &mut state.stop
+        && !matches!(stop.step, Step::Over { .. })
+    {
+        let first = stop.hook;
+        stop.step = Step::Over { since: facts.now, aborted: false };
+        advance_phase(stop);
+        said.give(first, true, "a second before_stop of the same stop came".into());
+        said.give(hook, true, "a before_stop of the same stop was waiting: both return".into());
+        return;
+    }
+    match worth_waiting(facts, state) {
+        Err(why) => said.give(hook, true, why),
+        Ok(()) => {
+            state.stop = Some(Stop { hook, asked: facts.now, wall, step: Step::Checking, record: None });
+        }
+    }
+}
+
+/// Whether there may be something to wait for, by what is known already.
+fn worth_waiting(facts: &Facts<'_>, state: &SwitchState) -> Result<(), String> {
+    if facts.config.mode != Mode::Enforce {
+        return Err("observe mode: nobody is asked to drain".into());
+    }
+    if !facts.config.switch.drain {
+        return Err("[switch] drain is off".into());
+    }
+    facts.leads()?;
+    let view = &facts.observed.clusters[&facts.cluster.name];
+    if view.topology.config.standby_cluster {
+        return Err("a standby cluster has no writers to wait for".into());
+    }
+    if state.view.seen.is_none() {
+        let why = state.view.failed.as_deref().unwrap_or("they were not read yet");
+        return Err(format!("the keys of the poolers' agents are not known: {why}"));
+    }
+    if live(state).is_empty() {
+        return Err("no pooler's agent is registered".into());
+    }
+    Ok(())
+}
+
+/// Agents with poolers that live, as their leases say.
+fn live(state: &SwitchState) -> BTreeSet<String> {
+    let peers = &state.view.peers;
+    peers.poolers.keys().chain(&peers.strangers).cloned().collect()
+}
+
+/// The hook is gone.
+pub fn lost(facts: &Facts<'_>, state: &mut SwitchState, hook: HookId, said: &mut Said) {
+    if let Some(stop) = state.stop.as_mut().filter(|stop| stop.hook == hook)
+        && !matches!(stop.step, Step::Over { .. })
+    {
+        said.notes.push("before_stop was ended before it was answered: the stop may not happen".into());
+        stop.step = Step::Over { since: facts.now, aborted: true };
+        advance_phase(stop);
+    }
+    if let Some(promotion) = state.promotion.as_mut().filter(|promotion| promotion.hook == Some(hook)) {
+        said.notes.push("pre_promote was ended before it was answered".into());
+        promotion.hook = None;
+    }
+}
+
+fn advance_phase(stop: &mut Stop) {
+    if let (Some(record), Step::Over { aborted, .. }) = (&mut stop.record, &stop.step) {
+        record.phase = if *aborted { Phase::Aborted } else { Phase::Stop };
+    }
+}
+
+/// `pre_promote` asked.
+pub fn pre_promote(facts: &Facts<'_>, state: &mut SwitchState, hook: HookId, said: &mut Said) {
+    let fence = facts.config.switch.fence;
+    if fence == Fence::Off || facts.config.mode != Mode::Enforce || !facts.config.mutants.obey(Rule::Fenced) {
+        return said.give(
+            hook,
+            true,
+            "nobody is asked: [switch] fence is off, or this is observe mode".into(),
+        );
+    }
+    if let Some(first) = state.promotion.as_mut().and_then(|promotion| promotion.hook.take()) {
+        said.give(first, fence != Fence::Strict, "a second pre_promote came".into());
+    }
+    let view = &facts.observed.clusters[&facts.cluster.name];
+    let record = Fencing {
+        v: VERSION,
+        epoch: epoch(facts),
+        member: facts.member().into(),
+        former: view.former.clone(),
+        strict: fence == Fence::Strict,
+    };
+    let waits = format!("pre_promote: the poolers are asked to let go of {}", former(&record));
+    said.wait(hook, facts.config.switch.fence_timeout + ANNOUNCE_WITHIN, waits);
+    state.promotion = Some(Promotion { hook: Some(hook), asked: facts.now, record });
+}
+
+fn former(record: &Fencing) -> &str {
+    record.former.as_deref().unwrap_or("whoever led before")
+}
+
+/// No two are alike: a leadership has one revision, and the clock of a host only goes forward while it is up.
+fn epoch(facts: &Facts<'_>) -> String {
+    let view = &facts.observed.clusters[&facts.cluster.name];
+    let revision = view.topology.leader.as_ref().map_or(0, |leader| leader.revision);
+    format!("{}-{revision}-{}", facts.config.node, facts.now.as_micros())
+}
+
+/// The agent stops: nobody waits for an answer that cannot come.
+pub fn stop(facts: &Facts<'_>, state: &mut SwitchState, said: &mut Said) {
+    if let Some(stop) = state.stop.take()
+        && !matches!(stop.step, Step::Over { .. })
+    {
+        said.give(stop.hook, true, "the agent on this host stops".into());
+    }
+    if let Some(hook) = state.promotion.take().and_then(|promotion| promotion.hook) {
+        let go_on = facts.config.switch.fence != Fence::Strict;
+        said.give(hook, go_on, "the agent on this host stops".into());
+    }
+}
+
+/// Takes both hooks further. Call it at every turn.
+pub fn step(facts: &Facts<'_>, state: &mut SwitchState, said: &mut Said) {
+    if let Some(mut stop) = state.stop.take() {
+        let keep = advance(facts, state, &mut stop, said);
+        state.stop = keep.then_some(stop);
+    }
+    if let Some(mut promotion) = state.promotion.take() {
+        let keep = promote(facts, state, &mut promotion, said);
+        state.promotion = keep.then_some(promotion);
+    }
+}
+
+/// Returns whether the stop is still of interest.
+fn advance(facts: &Facts<'_>, state: &SwitchState, stop: &mut Stop, said: &mut Said) -> bool {
+    match stop.step.clone() {
+        Step::Checking => return check(facts, stop, said),
+        Step::Announcing { since } => {
+            let record = stop.record.as_ref().map(super::records::to_bytes).unwrap_or_default();
+            if state.published.has(super::records::SWITCH, &record) {
+                stop.step = Step::Draining { since: facts.now };
+                return advance(facts, state, stop, said);
+            }
+            if facts.now.since(since) >= ANNOUNCE_WITHIN {
+                said.give(stop.hook, true, "the store did not take the switch record in time".into());
+                stop.step = Step::Over { since: facts.now, aborted: false };
+                advance_phase(stop);
+            }
+        }
+        Step::Draining { since } => drain(facts, state, stop, since, said),
+        Step::Over { since, aborted } => return is_open(facts, since, aborted),
+    }
+    true
+}
+
+fn check(facts: &Facts<'_>, stop: &mut Stop, said: &mut Said) -> bool {
+    let patroni = &facts.observed.local_patroni;
+    match (patroni.last(), patroni.seen()) {
+        (Some(status), Some(seen)) if seen >= stop.asked => match kind(facts, stop, status) {
+            Ok(kind) => {
+                stop.record = Some(Switch {
+                    v: VERSION,
+                    epoch: epoch(facts),
+                    from: facts.member().into(),
+                    kind,
+                    phase: Phase::Drain,
+                    started: facts.started.cloned(),
+                    drain_ms: u64::try_from(facts.config.switch.drain_timeout.as_millis())
+                        .unwrap_or(u64::MAX),
+                    traceparent: None,
+                });
+                stop.step = Step::Announcing { since: facts.now };
+                let at_most = facts.config.switch.drain_timeout + ANNOUNCE_WITHIN;
+                said.wait(stop.hook, at_most, format!("before_stop: the poolers drain {}", facts.member()));
+                true
+            }
+            Err(why) => {
+                said.give(stop.hook, true, why);
+                false
+            }
+        },
+        _ if facts.now.since(stop.asked) >= CHECK_WITHIN => {
+            said.give(stop.hook, true, "the local Patroni did not say in time what it is about to do".into());
+            false
+        }
+        _ => true,
+    }
+}
+
+/// What the stop is for, if that is worth waiting.
+fn kind(facts: &Facts<'_>, stop: &Stop, status: &MemberStatus) -> Result<SwitchKind, String> {
+    facts.leads()?;
+    if status.role.is_some_and(|role| role != Role::Primary) {
+        return Err("the server on this host is no primary".into());
+    }
+    if status.state == "restarting" {
+        return Ok(SwitchKind::Restart);
+    }
+    let failover = facts.observed.clusters[&facts.cluster.name].topology.failover.as_ref();
+    let Some(failover) = failover.filter(|_| status.state == "stopping") else {
+        return Err(format!("no switchover is asked for (Patroni's state is {})", status.state));
+    };
+    let us = facts.member();
+    if failover.leader.as_deref().is_some_and(|name| name != us) {
+        return Err("the failover key names another leader".into());
+    }
+    if failover.candidate.as_deref() == Some(us) {
+        return Err("the failover key names this member as the next leader".into());
+    }
+    match failover.scheduled_at.as_deref().map(seconds_of) {
+        Some(None) => Err("the time of the scheduled switchover is not understood".into()),
+        Some(Some(at)) if at > i128::from(stop.wall) + 1 => Err("the switchover is not due yet".into()),
+        _ => Ok(SwitchKind::Switchover),
+    }
+}
+
+/// Waits for the words of all that live.
+fn drain(facts: &Facts<'_>, state: &SwitchState, stop: &mut Stop, since: Time, said: &mut Said) {
+    let Some(epoch) = stop.record.as_ref().map(|record| record.epoch.clone()) else { return };
+    let drained = |word: &PoolerWord| !word.drains || word.drained.as_ref() == Some(&epoch);
+    let missing = missing(live(state), state, drained);
+    let left: u32 = state.view.peers.poolers.values().filter(|w| drained(w)).map(|w| w.links_left).sum();
+    let took = crate::time::Human(facts.now.since(stop.asked));
+    let why = if missing.is_empty() && facts.config.mutants.obey(Rule::AckDrained) {
+        let left = if left > 0 { format!(", {left} links of session pools stay") } else { String::new() };
+        format!("all poolers have drained {} after {took}{left}", facts.member())
+    } else if !facts.config.mutants.obey(Rule::AckDrained) {
+        "the mutant does not wait for the poolers".to_string()
+    } else if facts.now.since(since) >= facts.config.switch.drain_timeout {
+        format!("drain_timeout is over: {} did not drain in time", missing.join(", "))
+    } else if let Err(why) = facts.leads() {
+        format!("nothing to wait for any more: {why}")
+    } else {
+        return;
+    };
+    said.give(stop.hook, true, why);
+    stop.step = Step::Over { since: facts.now, aborted: false };
+    advance_phase(stop);
+}
+
+/// Who has not given the word.
+fn missing(asked: BTreeSet<String>, state: &SwitchState, given: impl Fn(&PoolerWord) -> bool) -> Vec<String> {
+    let has = |node: &String| state.view.peers.poolers.get(node).is_some_and(&given);
+    asked.into_iter().filter(|node| !has(node)).collect()
+}
+
+/// Whether a stop that was answered is still of interest to the poolers.
+fn is_open(facts: &Facts<'_>, since: Time, aborted: bool) -> bool {
+    let age = facts.now.since(since);
+    if aborted {
+        return age < ABORTED_STAYS;
+    }
+    let switch = &facts.config.switch;
+    if age >= switch.hold_timeout + switch.failover_hold {
+        return false;
+    }
+    let Ok(leader) = writable_leader(facts.config, facts.cluster, facts.observed, facts.now) else {
+        return true;
+    };
+    if leader.name != facts.member() {
+        return age < UNCHANGED;
+    }
+    // Its poolers see for themselves that it is back; they get some time for that.
+    age < UNCHANGED + ABORTED_STAYS
+}
+
+/// Returns whether the promotion is still of interest.
+fn promote(facts: &Facts<'_>, state: &SwitchState, promotion: &mut Promotion, said: &mut Said) -> bool {
+    let record = &promotion.record;
+    let switch = &facts.config.switch;
+    let Some(hook) = promotion.hook else {
+        let view = &facts.observed.clusters[&facts.cluster.name];
+        let leads = view.topology.leader.as_ref().is_some_and(|leader| leader.name == record.member);
+        let writable = writable_leader(facts.config, facts.cluster, facts.observed, facts.now).is_ok();
+        return leads
+            && !writable
+            && facts.now.since(promotion.asked) < switch.hold_timeout + switch.failover_hold;
+    };
+    let missing = silent(facts, state, record);
+    let took = crate::time::Human(facts.now.since(promotion.asked));
+    let (go_on, why) = if missing.is_empty() {
+        (true, format!("no pooler can write to {} any more, after {took}", former(record)))
+    } else if facts.now.since(promotion.asked) >= switch.fence_timeout {
+        let who = missing.join(", ");
+        match record.strict {
+            true => (
+                false,
+                format!(
+                    "not fenced, no promotion: no word from {who} (`pgsquire forget NAME` takes a pooler out)"
+                ),
+            ),
+            false => (true, format!("promotion goes on without the word of {who}")),
+        }
+    } else {
+        return true;
+    };
+    said.give(hook, go_on, why);
+    promotion.hook = None;
+    // A refused promotion gives the lock away: the poolers need not wait for it.
+    go_on
+}
+
+/// Who has not said yet that he cannot write to the old primary any more.
+fn silent(facts: &Facts<'_>, state: &SwitchState, record: &Fencing) -> Vec<String> {
+    let peers = &state.view.peers;
+    let mut asked = live(state);
+    let trusts_leases = !record.strict || !facts.config.mutants.obey(Rule::StrictFence);
+    if trusts_leases {
+        // A pooler beside the lost leader may be as lost as that is.
+        let beside = |node: &String| {
+            let word = peers.poolers.get(node);
+            record.former.is_some() && word.is_some_and(|word| word.member == record.former)
+        };
+        asked.retain(|node| !beside(node));
+    } else {
+        asked.extend(peers.registry.iter().cloned());
+        if state.view.seen.is_none() {
+            asked.insert("the store, whose registry was not read".into());
+        }
+    }
+    let let_go = |word: &PoolerWord| {
+        word.fenced.as_ref() == Some(&record.epoch)
+            || word.holds.is_some() && word.holds == record.former && word.links_left == 0
+    };
+    missing(asked, state, let_go)
+}
+
+/// Seconds since 1970 of `2026-01-31T12:00:00+02:00`, as Patroni writes times (an offset is always there).
+pub fn seconds_of(text: &str) -> Option<i128> {
+    let (date, time) = text.split_once(['T', ' '])?;
+    let mut date = date.splitn(3, '-').map(|part| part.parse::<i128>().ok());
+    let (year, month, day) = (date.next()??, date.next()??, date.next()??);
+    let offset_at = time.rfind(['+', '-', 'Z'])?;
+    let (clock, offset) = time.split_at(offset_at);
+    let seconds = |text: &str| -> Option<i128> {
+        let mut parts = text.split(':').map(|part| part.split('.').next().unwrap_or("").parse::<i128>().ok());
+        let hours = parts.next()??;
+        Some(hours * 3600 + parts.next().flatten().unwrap_or(0) * 60 + parts.next().flatten().unwrap_or(0))
+    };
+    let offset = match offset.split_at(1) {
+        ("Z", _) => 0,
+        ("-", rest) => -seconds(rest)?,
+        (_, rest) => seconds(rest)?,
+    };
+    if !(1..=12).contains(&month) || !(1..=31).contains(&day) {
+        return None;
+    }
+    // Days since 1970 of the proleptic Gregorian calendar, counted from March on.
+    let (y, m) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
+    let days =
+        365 * y + y.div_euclid(4) - y.div_euclid(100) + y.div_euclid(400) + (153 * m + 2) / 5 + day - 719_469;
+    Some(days * 86_400 + seconds(clock)? - offset)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_of_scheduled_switchovers() {
+        assert_eq!(seconds_of("1970-01-01T00:00:00+00:00"), Some(0));
+        assert_eq!(seconds_of("2026-11-21T07:00:00.5+01:00"), Some(1_795_240_800));
+        assert_eq!(seconds_of("2024-02-29T23:59:59Z"), Some(1_709_251_199));
+        assert_eq!(seconds_of("2000-03-01 00:00:00-05:30"), Some(951_888_600));
+        for bad in ["", "tomorrow", "2026-13-01T00:00:00Z", "2026-01-01", "2026-01-01T00:00:00"] {
+            assert_eq!(seconds_of(bad), None, "{bad}");
+        }
+    }
+}

@@ -1,0 +1,442 @@
+//! When the pools of this host wait instead of failing: because a member announced its stop, because the primary is
+//! lost, or because another member is about to be promoted. Every hold has an end.
+
+use super::SwitchState;
+use super::records::{Phase, Switch};
+use crate::config::{ClusterConfig, Config, Mode, RouteTo};
+use crate::event::ServerWord;
+use crate::leader::{WritableLeader, writable_leader};
+use crate::observed::{ClusterView, LOCAL_PROBE_AGE, Observed};
+use crate::rule::Rule;
+use crate::time::{Human, Time};
+use crate::topology::{Endpoint, Topology};
+use crate::wal::Timeline;
+use alloc::format;
+use alloc::string::{String, ToString};
+use core::time::Duration;
+
+/// A stop that was announced and did not come is over so long after the hook returned.
+const UNCHANGED: Duration = Duration::from_secs(2);
+/// So many ended epochs are remembered.
+const REMEMBERED: usize = 16;
+/// First version of Patroni that has `before_stop`.
+pub const HAS_BEFORE_STOP: (u32, u32, u32) = (3, 0, 3);
+
+/// Why the pools wait.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cause {
+    /// The member announced its stop.
+    Planned,
+    /// It cannot be reached, or says that it is not writable.
+    Lost,
+    /// Another member is about to be promoted.
+    Fenced,
+}
+
+/// The pools that lead to one member wait.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hold {
+    /// The member that is let go of.
+    pub from: String,
+    /// Its server.
+    pub endpoint: Endpoint,
+    /// Why.
+    pub cause: Cause,
+    /// Why, for people.
+    pub why: String,
+    /// Epoch of the switch or fence record that began it.
+    pub epoch: Option<String>,
+    /// Since when.
+    pub since: Time,
+    /// It ends then, whatever happens.
+    pub until: Time,
+    /// The longest it may become.
+    last: Time,
+    /// Timeline of the term at its beginning: a newer one ends it.
+    timeline: Option<Timeline>,
+    /// Start time of the member's server as announced.
+    started: Option<String>,
+    /// The member's hook has returned, as far as we saw.
+    stop_seen: Option<Time>,
+    /// The hook was lost.
+    aborted: bool,
+    /// The server on this host was seen away (for `local` routes).
+    was_down: bool,
+    /// Epoch of a fence record that waits for our word, and since when.
+    pub fence: Option<(String, Time)>,
+}
+
+/// What became of a hold in this turn.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Change {
+    /// The pools wait from now on.
+    Began(String),
+    /// They wait for longer.
+    Extended(String),
+    /// They wait no more.
+    Ended(String),
+}
+
+/// Everything a hold is decided by.
+pub struct Facts<'a> {
+    /// The configuration.
+    pub config: &'a Config,
+    /// The cluster.
+    pub cluster: &'a ClusterConfig,
+    /// What is known.
+    pub observed: &'a Observed,
+    /// The shortest of the poolers' own limits for waiting clients, less their margin.
+    pub limit: Option<Duration>,
+    /// Now.
+    pub now: Time,
+}
+
+impl Facts<'_> {
+    fn view(&self) -> &ClusterView {
+        &self.observed.clusters[&self.cluster.name]
+    }
+
+    fn topology(&self) -> &Topology {
+        &self.view().topology
+    }
+
+    fn leader(&self) -> Option<&str> {
+        self.topology().leader.as_ref().map(|leader| leader.name.as_str())
+    }
+
+    fn writable(&self) -> Option<WritableLeader> {
+        writable_leader(self.config, self.cluster, self.observed, self.now).ok()
+    }
+
+    fn member_at(&self, endpoint: &Endpoint) -> Option<&str> {
+        let mut members = self.topology().members.values();
+        members.find(|m| m.endpoint.as_ref() == Some(endpoint)).map(|m| m.name.as_str())
+    }
+
+    fn may_hold(&self) -> bool {
+        self.config.mode == Mode::Enforce
+            && !self.topology().config.standby_cluster
+            && self.config.routes_into(&self.cluster.name).next().is_some()
+    }
+
+    /// How long a hold may last in all.
+    fn bounded(&self, wanted: Duration) -> Duration {
+        self.limit.map_or(wanted, |limit| wanted.min(limit))
+    }
+
+    fn only_local_routes(&self) -> bool {
+        self.config.routes_into(&self.cluster.name).all(|route| route.to == RouteTo::Local)
+    }
+}
+
+/// Begins, prolongs or ends the hold of a cluster.
+pub fn step(facts: &Facts<'_>, state: &mut SwitchState) -> Option<Change> {
+    if let Some(mut hold) = state.hold.take() {
+        watch(facts, state, &mut hold);
+        if let Some(why) = over(facts, state, &hold) {
+            end(facts, state, &hold);
+            return Some(Change::Ended(why));
+        }
+        let change = prolong(facts, &mut hold);
+        state.hold = Some(hold);
+        return change;
+    }
+    if state
+        .server
+        .as_ref()
+        .is_some_and(|sign| matches!(sign.word, ServerWord::Up | ServerWord::InRecovery(false)))
+    {
+        state.given_up = None;
+    }
+    let hold = facts.may_hold().then(|| begin(facts, state)).flatten()?;
+    let why = format!("{}: pools that lead to {} wait", hold.why, hold.from);
+    state.hold = Some(hold);
+    Some(Change::Began(why))
+}
+
+fn begin(facts: &Facts<'_>, state: &SwitchState) -> Option<Hold> {
+    announced(facts, state).or_else(|| fenced(facts, state)).or_else(|| lost(facts, state))
+}
+
+/// A member's agent announced its stop, or Patroni is too old to let it.
+fn announced(facts: &Facts<'_>, state: &SwitchState) -> Option<Hold> {
+    let switch = &facts.config.switch;
+    let drains = switch.drain && facts.config.mutants.obey(Rule::DrainPlanned);
+    if !drains || facts.view().usable(facts.config, facts.cluster, facts.now).is_err() {
+        return None;
+    }
+    let leader = facts.topology().leader_member()?;
+    let endpoint = leader.endpoint.clone()?;
+    let total = facts.bounded(switch.hold_timeout + switch.failover_hold);
+    let hold = |epoch: String, why: String| Hold {
+        cause: Cause::Planned,
+        epoch: Some(epoch),
+        until: facts.now + facts.bounded(switch.hold_timeout),
+        last: facts.now + total,
+        ..Hold::new(facts, &leader.name, endpoint.clone(), why)
+    };
+    if let Some(record) = &state.view.peers.switch
+        && record.from == leader.name
+        && record.phase != Phase::Aborted
+        && !state.ended.contains(&record.epoch)
+    {
+        let mut hold =
+            hold(record.epoch.clone(), format!("{} is about to stop ({})", record.from, kind(record)));
+        hold.started = record.started.clone();
+        return Some(hold);
+    }
+    let failover = facts.topology().failover.as_ref()?;
+    let asked = failover.leader.as_ref().is_none_or(|name| *name == leader.name)
+        && failover.candidate.as_ref() != Some(&leader.name)
+        && failover.scheduled_at.is_none();
+    let epoch = format!("failover key, leader key {}", facts.topology().leader.as_ref()?.revision);
+    let old =
+        leader.version.as_deref().and_then(read_version).is_some_and(|version| version < HAS_BEFORE_STOP);
+    if !old || !asked || state.ended.contains(&epoch) {
+        return None;
+    }
+    let why =
+        format!("a switchover is asked for, and Patroni {} has no before_stop", leader.version.as_deref()?);
+    let mut hold = hold(epoch, why);
+    hold.stop_seen = Some(facts.now + switch.drain_timeout);
+    Some(hold)
+}
+
+fn kind(record: &Switch) -> &'static str {
+    match record.kind {
+        super::records::SwitchKind::Switchover => "switchover",
+        super::records::SwitchKind::Restart => "restart",
+    }
+}
+
+/// `3.0.2` -> (3, 0, 2).
+pub fn read_version(text: &str) -> Option<(u32, u32, u32)> {
+    let mut parts = text.split('.').map(|part| {
+        let digits: String = part.chars().take_while(char::is_ascii_digit).collect();
+        digits.parse().ok()
+    });
+    Some((parts.next()??, parts.next().flatten().unwrap_or(0), parts.next().flatten().unwrap_or(0)))
+}
+
+/// Another member took the lock and is about to be promoted.
+fn fenced(facts: &Facts<'_>, state: &SwitchState) -> Option<Hold> {
+    let record = state.view.peers.fence.as_ref()?;
+    let endpoint = state.watched.as_ref()?;
+    let from = facts.member_at(endpoint).map_or_else(|| endpoint.to_string(), Into::into);
+    if record.member == from
+        || facts.leader() != Some(&record.member)
+        || state.ended.contains(&record.epoch)
+        || state.given_up.as_ref() == Some(endpoint)
+    {
+        return None;
+    }
+    if facts.writable().is_some_and(|leader| leader.name == record.member) {
+        return None;
+    }
+    let hold_for = facts.config.switch.failover_hold.max(facts.config.switch.fence_timeout);
+    Some(Hold {
+        cause: Cause::Fenced,
+        epoch: Some(record.epoch.clone()),
+        until: facts.now + facts.bounded(hold_for),
+        last: facts.now + facts.bounded(hold_for),
+        fence: Some((record.epoch.clone(), facts.now)),
+        ..Hold::new(facts, &from, endpoint.clone(), format!("{} is about to be promoted", record.member))
+    })
+}
+
+/// The primary cannot be reached, or says that it is not writable.
+fn lost(facts: &Facts<'_>, state: &SwitchState) -> Option<Hold> {
+    let switch = &facts.config.switch;
+    let endpoint = state.watched.as_ref()?;
+    if !facts.config.mutants.obey(Rule::HoldOnProof) {
+        // The mutant takes a missing leader key for a lost primary.
+        let missing = facts.topology().leader.is_none() && facts.view().seen.is_some();
+        if missing {
+            return Some(Hold {
+                cause: Cause::Lost,
+                until: facts.now + switch.failover_hold,
+                last: facts.now + switch.failover_hold,
+                ..Hold::new(facts, "?", endpoint.clone(), "nobody holds the leader key".into())
+            });
+        }
+    }
+    let why = lost_server(facts, state, endpoint)?;
+    let holds = !switch.failover_hold.is_zero() && facts.config.mutants.obey(Rule::HoldLost);
+    if !holds || state.given_up.as_ref() == Some(endpoint) {
+        return None;
+    }
+    if facts.writable().is_some_and(|leader| leader.endpoint != *endpoint) {
+        // There is a better place already.
+        return None;
+    }
+    // While Patroni is paused nobody takes over: only a postmaster that is restarted comes back.
+    let paused = facts.topology().config.pause;
+    let hold_for = if paused { switch.hold_timeout.min(switch.failover_hold) } else { switch.failover_hold };
+    let from = facts.member_at(endpoint).map_or_else(|| endpoint.to_string(), Into::into);
+    Some(Hold {
+        cause: Cause::Lost,
+        until: facts.now + facts.bounded(hold_for),
+        last: facts.now + facts.bounded(hold_for),
+        ..Hold::new(facts, &from, endpoint.clone(), why)
+    })
+}
+
+/// Why the server counts as lost, if it does: the connection to it says so, or its own Patroni.
+fn lost_server(facts: &Facts<'_>, state: &SwitchState, endpoint: &Endpoint) -> Option<String> {
+    let sign = state.server.as_ref().filter(|sign| sign.endpoint == *endpoint);
+    match sign.map(|sign| &sign.word) {
+        Some(ServerWord::Lost { why }) => return Some(format!("the server at {endpoint} is lost ({why})")),
+        Some(ServerWord::InRecovery(true)) => {
+            return Some(format!("the server at {endpoint} is in recovery"));
+        }
+        _ => {}
+    }
+    let member = facts.member_at(endpoint)?;
+    let status = facts.view().asked.get(member)?.fresh(facts.now, LOCAL_PROBE_AGE).ok()?;
+    let is_down = matches!(status.state.as_str(), "stopping" | "stopped" | "restarting" | "crashed");
+    is_down.then(|| format!("{member} says that its server is {}", status.state))
+}
+
+impl Hold {
+    /// Whether the member that was let go of may be writable again, or still: worth asking it often.
+    pub fn may_be_back(&self) -> bool {
+        self.cause != Cause::Planned || self.stop_seen.is_some()
+    }
+
+    fn new(facts: &Facts<'_>, from: &str, endpoint: Endpoint, why: String) -> Self {
+        Hold {
+            from: from.into(),
+            endpoint,
+            cause: Cause::Lost,
+            why,
+            epoch: None,
+            since: facts.now,
+            until: facts.now,
+            last: facts.now,
+            timeline: facts.view().term.as_ref().and_then(|term| term.timeline),
+            started: None,
+            stop_seen: None,
+            aborted: false,
+            was_down: false,
+            fence: None,
+        }
+    }
+}
+
+/// Takes what was heard since into the hold.
+fn watch(facts: &Facts<'_>, state: &SwitchState, hold: &mut Hold) {
+    let record = state.view.peers.switch.as_ref().filter(|r| Some(&r.epoch) == hold.epoch.as_ref());
+    match record {
+        Some(record) => {
+            if record.phase != Phase::Drain {
+                hold.stop_seen.get_or_insert(facts.now);
+            }
+            hold.aborted |= record.phase == Phase::Aborted;
+        }
+        // Its agent is gone; the hook is not longer than its time-out.
+        None if hold.cause == Cause::Planned => {
+            hold.stop_seen.get_or_insert(facts.now + facts.config.switch.drain_timeout);
+        }
+        None => {}
+    }
+    if let Some(fence) = &state.view.peers.fence
+        && fence.member != hold.from
+        && facts.leader() == Some(&fence.member)
+        && hold.fence.as_ref().is_none_or(|(epoch, _)| *epoch != fence.epoch)
+    {
+        hold.fence = Some((fence.epoch.clone(), facts.now));
+    }
+    hold.was_down |= facts.observed.local.seen().is_none();
+}
+
+/// A planned pause that has lasted for `hold_timeout` goes on as an unplanned one: the member may be half stopped.
+fn prolong(facts: &Facts<'_>, hold: &mut Hold) -> Option<Change> {
+    if hold.cause != Cause::Planned || facts.now < hold.until || hold.last <= hold.until {
+        return None;
+    }
+    hold.cause = Cause::Lost;
+    hold.until = hold.last;
+    let left = Human(hold.last.since(facts.now));
+    Some(Change::Extended(format!(
+        "{} has not been replaced yet: its pools wait for up to {left} more",
+        hold.from
+    )))
+}
+
+/// Why the hold is over, if it is.
+fn over(facts: &Facts<'_>, state: &SwitchState, hold: &Hold) -> Option<String> {
+    if facts.only_local_routes() && facts.config.local.is_some() {
+        let server = facts.observed.local.fresh(facts.now, LOCAL_PROBE_AGE).is_ok();
+        let back = server && facts.observed.local.seen() > Some(hold.since);
+        if back && (hold.was_down || unchanged(facts, hold)) {
+            return Some("the server on this host accepts connections".into());
+        }
+    } else if let Some(leader) = facts.writable() {
+        let newer = leader.name != hold.from || Some(leader.timeline) > hold.timeline;
+        if newer {
+            return Some(format!("{} is writable on timeline {}", leader.name, leader.timeline));
+        }
+        if let Some(why) = is_back(facts, state, hold) {
+            return Some(why);
+        }
+    } else if !facts.config.mutants.obey(Rule::ResumeWhenWritable)
+        && facts.leader().is_some_and(|leader| leader != hold.from)
+    {
+        return Some("the mutant does not wait for the new leader to be writable".into());
+    }
+    if !facts.may_hold() {
+        return Some("nothing may be held any more".into());
+    }
+    let ends = hold.until.max(if hold.cause == Cause::Planned { hold.last } else { hold.until });
+    (facts.now >= ends)
+        .then(|| format!("nobody became writable within {}", Human(facts.now.since(hold.since))))
+}
+
+/// Whether the member itself is writable again, or still.
+fn is_back(facts: &Facts<'_>, state: &SwitchState, hold: &Hold) -> Option<String> {
+    if !facts.config.mutants.obey(Rule::NotIntoTheDrained) {
+        return Some("the mutant resumes into the member that stops".into());
+    }
+    let asked = facts.view().asked.get(&hold.from)?;
+    let (status, seen) = (asked.last()?, asked.seen()?);
+    if seen <= hold.since || !status.is_writable() {
+        return None;
+    }
+    if hold.aborted {
+        return Some(format!("the stop of {} was called off", hold.from));
+    }
+    if hold.cause == Cause::Planned {
+        let restarted = matches!((&hold.started, &status.started), (Some(old), Some(new)) if old != new);
+        if restarted {
+            return Some(format!("{} was restarted and is writable", hold.from));
+        }
+        let still = unchanged(facts, hold) && hold.stop_seen.is_some_and(|at| seen > at + UNCHANGED);
+        return still.then(|| format!("{} did not stop", hold.from));
+    }
+    let sign = state.server.as_ref().filter(|sign| sign.endpoint == hold.endpoint);
+    let away =
+        sign.is_some_and(|sign| matches!(sign.word, ServerWord::Lost { .. } | ServerWord::InRecovery(true)));
+    let fenced = hold.fence.is_some() && state.view.peers.fence.is_some();
+    (!away && !fenced).then(|| format!("{} is back and writable", hold.from))
+}
+
+fn unchanged(facts: &Facts<'_>, hold: &Hold) -> bool {
+    hold.stop_seen.is_some_and(|at| facts.now > at && facts.now.since(at) >= UNCHANGED)
+}
+
+/// What this hold was about starts no other one.
+fn end(facts: &Facts<'_>, state: &mut SwitchState, hold: &Hold) {
+    let record = state.view.peers.switch.iter().map(|record| &record.epoch);
+    let fence = hold.fence.iter().map(|(epoch, _)| epoch);
+    for epoch in record.chain(hold.epoch.iter()).chain(fence) {
+        if !state.ended.contains(epoch) {
+            state.ended.push_back(epoch.clone());
+        }
+    }
+    while state.ended.len() > REMEMBERED {
+        state.ended.pop_front();
+    }
+    if facts.now >= hold.until {
+        state.given_up = Some(hold.endpoint.clone());
+    }
+}
