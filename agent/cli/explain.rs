@@ -78,6 +78,12 @@ fn cluster(page: &Page, cluster: &Cluster, paint: Paint, lines: &mut Vec<String>
         lines.extend(labelled(2, "holding", &reason.text));
         because(reason, lines);
     }
+    if let Some(hold) = &cluster.switch.hold {
+        lines.extend(labelled(2, "waiting", &hold.sentence()));
+    }
+    for trouble in &cluster.switch.troubles {
+        lines.extend(wrap(2, trouble).iter().map(|line| paint.warn(line)));
+    }
     lines.extend(labelled(2, "facts", &format!("store {}", page.age(&cluster.store))));
 }
 

@@ -63,7 +63,21 @@ page! {
         members: Vec<Member>,
         holding: Option<Reason>,
         problems: Vec<String>,
+        switch: Switch,
     }
+    /// What happens around a switch.
+    Switch {
+        hold: Option<Hold>,
+        stopping: Option<String>,
+        poolers: Vec<Peer>,
+        registry: Vec<String>,
+        lease_ms: Option<u64>,
+        troubles: Vec<String>,
+    }
+    /// This host's pools wait.
+    Hold { from: String, why: String, since_ms: u64, ends_in_ms: u64, }
+    /// Another agent.
+    Peer { node: String, member: Option<String>, says: String, }
     /// One member.
     Member {
         name: String,
@@ -147,6 +161,15 @@ impl Page {
             (false, _, Some(why)) => format!("unknown ({why})"),
             (false, _, None) => "unknown".to_owned(),
         }
+    }
+}
+
+impl Hold {
+    /// The hold in one sentence.
+    pub fn sentence(&self) -> String {
+        let human = |ms: u64| Human(Duration::from_millis(ms));
+        let (since, left) = (human(self.since_ms), human(self.ends_in_ms));
+        format!("clients of {} wait since {since}, at most {left} more: {}", self.from, self.why)
     }
 }
 

@@ -108,8 +108,27 @@ fn cluster(page: &Page, cluster: &Cluster, paint: Paint, lines: &mut Vec<String>
     if let Some(reason) = &cluster.holding {
         warn(&format!("nothing moves: {reason}"));
     }
-    for problem in &cluster.problems {
+    for problem in cluster.problems.iter().chain(&cluster.switch.troubles) {
         warn(problem);
+    }
+    if let Some(hold) = &cluster.switch.hold {
+        warn(&hold.sentence());
+    }
+    if let Some(stopping) = &cluster.switch.stopping {
+        warn(&format!("this host's member: {stopping}"));
+    }
+    if !cluster.switch.poolers.is_empty() {
+        let ready = |peer: &&super::page::Peer| peer.says == "ready";
+        let names = |list: Vec<&super::page::Peer>| {
+            list.iter().map(|p| p.node.as_str()).collect::<Vec<_>>().join(", ")
+        };
+        let (ready, busy): (Vec<_>, Vec<_>) = cluster.switch.poolers.iter().partition(ready);
+        if !ready.is_empty() {
+            lines.extend(wrap(2, &format!("poolers ready to drain: {}", names(ready))));
+        }
+        for peer in busy {
+            lines.extend(wrap(2, &format!("pooler {}: {}", peer.node, peer.says)));
+        }
     }
     if cluster.members.is_empty() {
         return;
