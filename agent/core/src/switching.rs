@@ -90,6 +90,9 @@ impl Agent {
             return;
         }
         self.schedule.hurry(&Question::LocalPatroni);
+        if let Some(local) = &self.config.local {
+            self.schedule.hurry(&Question::Store(local.cluster.clone()));
+        }
         self.with_conductor(|facts, state, said| match kind {
             HookKind::BeforeStop => conductor::before_stop(facts, state, hook, wall, said),
             HookKind::PrePromote => conductor::pre_promote(facts, state, hook, said),
