@@ -4,6 +4,7 @@ use super::console::Console;
 use super::pauses::{Entry, Journal};
 use super::{CONSOLE_DATABASE, console_name};
 use crate::session::{SessionError, Target};
+use std::path::Path;
 
 /// Resumes all that an entry says and gives back what was borrowed for it. What is not paused is success.
 ///
@@ -17,6 +18,16 @@ pub async fn let_go(console: &mut Console, entry: &Entry) -> Result<(), SessionE
     }
 }
 
+/// The console of a pooler, for who has no configuration.
+pub fn console(pooler: &str, conninfo: &str, password_file: Option<&Path>) -> Console {
+    Console::new(Target {
+        what: console_name(pooler),
+        conninfo: conninfo.into(),
+        default_dbname: CONSOLE_DATABASE.into(),
+        password_file: password_file.map(Path::to_path_buf),
+    })
+}
+
 /// Ends the pause of a journal if it is `due`, by a console connection of its own, and drops the entry. Gives the entry
 /// that was ended.
 ///
@@ -28,12 +39,7 @@ pub async fn release(journal: &Journal, due: impl Fn(&Entry) -> bool) -> Result<
     if !due(&entry) {
         return Ok(None);
     }
-    let mut console = Console::new(Target {
-        what: console_name(&entry.pooler),
-        conninfo: entry.console.clone(),
-        default_dbname: CONSOLE_DATABASE.into(),
-        password_file: entry.password_file.clone(),
-    });
+    let mut console = console(&entry.pooler, &entry.console, entry.password_file.as_deref());
     let_go(&mut console, &entry).await.map_err(|e| e.to_string())?;
     journal.remove()?;
     Ok(Some(entry))

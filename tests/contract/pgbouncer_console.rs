@@ -1,6 +1,6 @@
 //! The PgBouncer worker against a real PgBouncer before a real PostgreSQL.
 
-use crate::pooler::{Build, SETTINGS, World, answers, config, database};
+use crate::pooler::{SETTINGS, World, answers, config, database};
 use crate::processes::PATIENCE;
 use crate::server::connect;
 use crate::worker::Worker;
