@@ -256,9 +256,8 @@ async fn a_pause_is_journalled_before_it_is_sent() {
     let (client, operator) = (world.client("app").await, world.operator().await);
     let was_journalled = Arc::new(AtomicBool::new(false));
     let port = cut_at_pause(world.port, journal(&world), was_journalled.clone()).await;
-    let mut config =
-        crate::pooler::config(world.dir.path(), &format!("host=127.0.0.1 port={port} user=boss"));
-    let through = crate::pooler::worker(config.clone());
+    let config = crate::pooler::config(world.dir.path(), &format!("host=127.0.0.1 port={port} user=boss"));
+    let through = crate::pooler::worker(config);
     let direct = std::mem::replace(&mut world.worker, through);
     let why = world.why_not(order(databases(&["app"]))).await;
     assert!(was_journalled.load(Ordering::SeqCst), "before PAUSE");
@@ -277,7 +276,6 @@ async fn a_pause_is_journalled_before_it_is_sent() {
     })
     .await;
     // The console is back.
-    config.console = world.console();
     world.worker = direct;
     world.done(PoolerOrder::EndPause).await;
     assert!(answers(&client).await);
@@ -314,10 +312,18 @@ async fn a_restarted_pgbouncer_is_paused_again() {
         world.bouncer = None;
         world.begin().await;
         world.done(order(scope)).await;
-        let client = world.client("app").await;
-        let query = waits(&mut world, &client, "app").await;
+        // A new client of a new process waits for a server already at its login.
+        let conninfo = format!("host=127.0.0.1 port={} user=postgres", world.port);
+        let client = crate::server::connect(&conninfo, "app");
+        tokio::pin!(client);
+        let counted = async { while world.look().await.waiting.get("app") != Some(&1) {} };
+        tokio::select! {
+            _ = &mut client => panic!("it is paused"),
+            counted = timeout(PATIENCE, counted) => counted.expect("the client waits"),
+        }
         world.done(PoolerOrder::EndPause).await;
-        assert!(served(query).await);
+        let client = timeout(PATIENCE, client).await.expect("still waiting").unwrap();
+        assert!(answers(&client).await);
     }
     world.worker.stop().await;
 }
@@ -407,8 +413,8 @@ async fn a_cut_under_a_pause_with_1_24() {
 async fn a_worker_that_is_stopped_lets_go() {
     let mut world = world(Build::System, &["app"], SETTINGS).await;
     for scope in [PauseScope::Process, databases(&["app"])] {
-        world.done(order(scope)).await;
         let client = world.client("app").await;
+        world.done(order(scope)).await;
         let query = waits(&mut world, &client, "app").await;
         let config = crate::pooler::config(world.dir.path(), &world.console());
         let worker: Worker = std::mem::replace(&mut world.worker, crate::pooler::worker(config));
@@ -426,19 +432,27 @@ async fn links_in_session_mode_are_told() {
     let entries = [
         world.entry("app", "127.0.0.1"),
         world.entry("long", "127.0.0.1").replace('\n', " pool_mode=session\n"),
-        world.entry("forced", "127.0.0.1").replace('\n', " user=sitter\n"),
     ];
     std::fs::write(world.path("users"), "\"boss\" \"\"\n\"postgres\" \"\"\n\"sitter\" \"\"\n").unwrap();
     std::fs::write(world.path("p.ini"), world.ini(&entries.concat(), &settings)).unwrap();
     let server = crate::server::connect(&world.server.conninfo(), "postgres").await.unwrap();
     server.batch_execute("CREATE USER sitter").await.unwrap();
     world.done(PoolerOrder::Reload).await;
-    for name in ["app", "long", "forced"] {
+    let sitter = format!("host=127.0.0.1 port={} user=sitter", world.port);
+    let sitter = crate::server::connect(&sitter, "app").await.unwrap();
+    assert!(answers(&sitter).await);
+    let modes = async |world: &mut World| {
+        let view = world.look().await;
+        let mut modes: Vec<_> =
+            view.servers.iter().map(|link| (link.database.clone(), link.session)).collect();
+        modes.sort_unstable();
+        modes
+    };
+    assert_eq!(modes(&mut world).await, [("app".into(), true)], "the user's own mode");
+    for name in ["app", "long"] {
         assert!(answers(&world.client(name).await).await);
     }
-    let view = world.look().await;
-    let mut modes: Vec<_> = view.servers.iter().map(|link| (link.database.as_str(), link.session)).collect();
-    modes.sort_unstable();
-    assert_eq!(modes, [("app", false), ("forced", true), ("long", true)]);
+    let wanted = [("app".into(), false), ("app".into(), true), ("long".into(), true)];
+    assert_eq!(modes(&mut world).await, wanted);
     world.worker.stop().await;
 }

@@ -32,8 +32,12 @@ fn by_hand(world: &World, scope: PauseScope, boot_id: String) -> Entry {
     }
 }
 
-/// The process id of the guard of this world's state folder.
-fn guard(world: &World) -> Option<PathBuf> {
+/// The guard of this world's state folder, in /proc. A process that was started this instant has no command line yet.
+async fn guard(world: &World) -> PathBuf {
+    until("there is a guard", async || find_guard(world)).await
+}
+
+fn find_guard(world: &World) -> Option<PathBuf> {
     let state = world.path("state").display().to_string();
     std::fs::read_dir("/proc").unwrap().flatten().map(|entry| entry.path()).find(|path| {
         let line = std::fs::read(path.join("cmdline")).unwrap_or_default();
@@ -61,7 +65,9 @@ async fn release_ends_what_the_journal_says() {
         assert!(out.starts_with("write: resumed ") && out.contains("min_pool_size is 2 again"), "{out}");
         assert_eq!(out.lines().count(), 1, "{out}");
         assert!(timeout(PATIENCE, query).await.expect("still paused"));
-        assert_eq!(world.look().await.settings["min_pool_size"], "2");
+        // A look reads settings that others change at least once a second.
+        let given_back = async || (world.look().await.settings["min_pool_size"] == "2").then_some(());
+        until("the value is given back", given_back).await;
         assert_eq!(release(&world, &[]), (Some(0), "nothing is paused by us\n".into(), String::new()));
     }
     world.worker.stop().await;
@@ -106,8 +112,8 @@ async fn release_pays_debts() {
 #[tokio::test]
 async fn release_ends_a_pause_under_the_worker() {
     let mut world = world(Build::System, &["app"], SETTINGS).await;
-    world.done(order(PauseScope::Process)).await;
     let client = world.client("app").await;
+    world.done(order(PauseScope::Process)).await;
     let query = waits(&mut world, &client, "app").await;
     assert_eq!(release(&world, &[]).0, Some(0));
     assert!(timeout(PATIENCE, query).await.expect("still paused"));
@@ -121,7 +127,7 @@ async fn the_guard_ends_a_pause_whose_agent_is_gone() {
     let client = world.client("app").await;
     for scope in [PauseScope::Process, databases(&["app"])] {
         world.done(order(scope)).await;
-        let guard = guard(&world).expect("there is a guard");
+        let guard = guard(&world).await;
         // Nothing of the daemon's: its lock, and what it opened itself.
         let files: Vec<String> = std::fs::read_dir(guard.join("fd"))
             .unwrap()
@@ -129,13 +135,16 @@ async fn the_guard_ends_a_pause_whose_agent_is_gone() {
             .filter_map(|fd| std::fs::read_link(fd.path()).ok())
             .map(|path| path.display().to_string())
             .collect();
-        let listening = std::fs::read_link(guard.join("fd/0")).unwrap();
-        assert!(listening.ends_with("state/pauses/.guard"), "{files:?}");
+        let lock = std::fs::read_link(guard.join("fd/0")).unwrap();
+        assert!(lock.ends_with("state/pauses/.guard"), "{files:?}");
         assert!(!files.iter().any(|file| file.contains("postgres") || file.contains("log")), "{files:?}");
-        let stat = std::fs::read_to_string(guard.join("stat")).unwrap();
         let pid = guard.file_name().unwrap().to_str().unwrap();
-        let session = stat.rsplit(") ").next().unwrap().split(' ').nth(3).unwrap();
-        assert_eq!(session, pid, "a session of its own");
+        until("it has a session of its own", async || {
+            let stat = std::fs::read_to_string(guard.join("stat")).unwrap();
+            let session = stat.rsplit(") ").next().unwrap().split(' ').nth(3).unwrap();
+            (session == pid).then_some(())
+        })
+        .await;
 
         // The end comes nearer, and then the agent dies without a word.
         let until_then = clock::now() + Duration::from_millis(300);
@@ -161,9 +170,9 @@ async fn the_guard_ends_a_pause_whose_agent_is_gone() {
 async fn there_is_one_guard_and_it_ends_with_the_last_pause() {
     let mut world = world(Build::System, &["app"], SETTINGS).await;
     world.done(order(PauseScope::Process)).await;
-    let first = guard(&world).expect("there is a guard");
+    let first = guard(&world).await;
     world.done(order(PauseScope::Process)).await;
-    assert_eq!(guard(&world), Some(first.clone()), "the same");
+    assert_eq!(guard(&world).await, first, "the same");
     world.done(PoolerOrder::EndPause).await;
     until("it is gone, and no zombie", async || (!first.exists()).then_some(())).await;
     assert!(!is_there(&world.path("state")));
