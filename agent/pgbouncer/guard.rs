@@ -3,8 +3,9 @@
 //! There is one per state folder. It holds a lock for as long as it lives, and it gets that lock from whoever starts it,
 //! as its standard input: from the first moment on the lock says truly whether there is a guard.
 
-use super::pauses::{self, Journal, folder};
-use super::release::release;
+use super::notes::Notes;
+use super::pauses::{self, Entry, Journal, folder};
+use super::release::{self, release};
 use crate::{clock, files};
 use futures_util::future::join_all;
 use nix::fcntl::{FcntlArg, fcntl};
@@ -80,6 +81,63 @@ impl Guard {
     }
 }
 
+/// A pooler whose `server_login_retry` is lowered for a while: the server that it leads to may be away, and with the
+/// default of 15 s its clients would go on waiting for as long after the pause has ended.
+struct Eased {
+    notes: Notes,
+    pooler: String,
+    console: String,
+    password_file: Option<PathBuf>,
+    value: String,
+    until: pgsquire_core::time::Time,
+}
+
+/// A lowered `server_login_retry` is given back after this at the latest.
+const EASE_AT_MOST: Duration = Duration::from_secs(30);
+
+impl Eased {
+    /// Notes the value and lowers it, so that the next run of the agent or `pgsquire release` gives it back if we cannot.
+    /// None: it is 0 already, or the console does not let us.
+    async fn begin(state_dir: &Path, entry: &Entry) -> Option<Eased> {
+        let mut console = release::console(&entry.pooler, &entry.console, entry.password_file.as_deref());
+        let value = console.setting(LOGIN_RETRY).await.ok().flatten()?;
+        let seconds = value.trim().parse::<f64>().ok().filter(|seconds| *seconds > 0.0)?;
+        let notes =
+            Notes::new(state_dir, &entry.pooler).of_console(&entry.console, entry.password_file.as_deref());
+        notes.borrow_login_retry(&value).ok()?;
+        let lasts = Duration::try_from_secs_f64(seconds).unwrap_or(EASE_AT_MOST).min(EASE_AT_MOST);
+        let eased = Eased {
+            notes,
+            pooler: entry.pooler.clone(),
+            console: entry.console.clone(),
+            password_file: entry.password_file.clone(),
+            value,
+            until: clock::now() + lasts,
+        };
+        // Refused or without an answer: it is noted, and given back like one that worked.
+        let _ = console.run(&super::console::set(LOGIN_RETRY, "0")).await;
+        Some(eased)
+    }
+}
+
+const LOGIN_RETRY: &str = "server_login_retry";
+
+/// Gives back what is due. What fails stays noted: the next run of the agent and `pgsquire release` know it.
+async fn give_back(eased: Vec<Eased>) -> Vec<Eased> {
+    let mut left = Vec::new();
+    for one in eased {
+        if clock::now() < one.until {
+            left.push(one);
+            continue;
+        }
+        let mut console = release::console(&one.pooler, &one.console, one.password_file.as_deref());
+        if console.give_back(LOGIN_RETRY, &one.value).await.is_ok() {
+            let _ = one.notes.return_login_retry();
+        }
+    }
+    left
+}
+
 /// Locks or unlocks a whole file; says whether that was possible. The lock belongs to the open file, whatever process
 /// holds it: it ends with its last holder.
 fn lock_whole(file: impl AsFd, kind: i32) -> bool {
@@ -97,8 +155,14 @@ pub async fn watch(state_dir: &Path) {
     // Out of reach of the signals that a terminal or a job control sends to the agent's group. It fails only when we
     // have a session of our own already.
     let _ = nix::unistd::setsid();
+    let mut eased: Vec<Eased> = Vec::new();
     loop {
+        eased = give_back(eased).await;
         let Some(next) = pauses::next_end(state_dir) else {
+            if !eased.is_empty() {
+                tokio::time::sleep(LOOK_EVERY).await;
+                continue;
+            }
             // Who journals a pause and still finds the lock taken counts on us: look once more without it.
             lock_whole(std::io::stdin(), libc::F_UNLCK);
             if pauses::next_end(state_dir).is_none() || !lock_whole(std::io::stdin(), libc::F_WRLCK) {
@@ -111,6 +175,11 @@ pub async fn watch(state_dir: &Path) {
             let (boot_id, now) = (pauses::boot_id(), clock::now());
             // Side by side: one console that is silent must not keep the others waiting. What fails is tried again: an
             // agent that comes back, or `pgsquire release`, says so to people.
+            let due = journals.iter().filter_map(|journal| journal.read().ok().flatten());
+            let due: Vec<_> = due.filter(|entry| entry.end(&boot_id) <= now).collect();
+            eased.extend(
+                join_all(due.iter().map(|entry| Eased::begin(state_dir, entry))).await.into_iter().flatten(),
+            );
             join_all(journals.iter().map(|journal| release(journal, |entry| entry.end(&boot_id) <= now)))
                 .await;
         }
