@@ -3,16 +3,21 @@
 //! The connection is driven by whoever waits for an answer, not by a task of its own, so it ends with its owner.
 
 use crate::files;
+use futures_util::StreamExt;
+use std::collections::VecDeque;
 use std::future::Future;
 use std::path::PathBuf;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_postgres::config::Host;
 use tokio_postgres::tls::NoTlsStream;
-use tokio_postgres::{Client, Config, Connection, NoTls, SimpleQueryMessage, SimpleQueryRow, Socket};
+use tokio_postgres::{
+    Client, Config, Connection, NoTls, SimpleQueryMessage, SimpleQueryRow, SimpleQueryStream, Socket,
+};
 
 /// Silence for this long is a failure.
 pub const DEADLINE: Duration = Duration::from_secs(2);
@@ -115,11 +120,19 @@ fn words(error: &tokio_postgres::Error) -> String {
     text.strip_prefix("error connecting to server: ").map(str::to_owned).unwrap_or(text)
 }
 
+/// An answer, or a refusal.
+pub type Answer = Result<Rows, SessionError>;
+
 /// Rows of an answer; columns are read by name.
 #[derive(Debug, Default)]
 pub struct Rows(Vec<SimpleQueryRow>);
 
 impl Rows {
+    /// No rows.
+    pub const fn none() -> Self {
+        Rows(Vec::new())
+    }
+
     /// The rows.
     pub fn iter(&self) -> impl Iterator<Item = &SimpleQueryRow> {
         self.0.iter()
@@ -202,19 +215,39 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
     /// # Errors
     /// When it is refused, or has no answer within [`DEADLINE`].
     pub async fn run(&mut self, command: &str) -> Result<Rows, SessionError> {
-        let (what, doing) = (self.what.clone(), short(command));
+        only(self.run_all(&[command]).await?)
+    }
+
+    /// Runs commands that are sent in one write, one after the other, and waits for all answers: one round trip. The
+    /// inner result is an answer or a refusal; a refused command does not keep the next ones from being run.
+    ///
+    /// # Errors
+    /// When the answers do not all come within [`DEADLINE`]: as with [`Session::run`] the session is of no more use.
+    pub async fn run_all(&mut self, commands: &[&str]) -> Result<Vec<Answer>, SessionError> {
+        let (what, doing) = (self.what.clone(), short(&commands.join("; ")));
         let answered = async {
+            let mut streams = Vec::with_capacity(commands.len());
+            for command in commands {
+                // Only queues it: nothing is written before the connection is polled, and then all of it.
+                streams.push(self.client.simple_query_raw(command).await.map_err(|e| words(&e))?);
+            }
+            let collect = async {
+                let mut answers = Vec::with_capacity(streams.len());
+                for (stream, command) in streams.into_iter().zip(commands) {
+                    answers.push(answer(&what, command, pin!(stream)).await?);
+                }
+                Ok(answers)
+            };
             tokio::select! {
                 biased;
-                answer = self.client.simple_query(command) => answer.map_err(|e| (e.as_db_error().is_some(), words(&e))),
-                end = &mut self.connection => Err((false, end_words(end))),
+                answers = collect => answers,
+                end = &mut self.connection => Err(end_words(end)),
             }
         };
         match timeout(DEADLINE, answered).await {
             Err(_) => Err(SessionError::Silent { what, doing }),
-            Ok(Err((true, message))) => Err(SessionError::Refused { what, doing, message }),
-            Ok(Err((false, message))) => Err(SessionError::Broken { what, doing, message }),
-            Ok(Ok(messages)) => Ok(Rows(messages.into_iter().filter_map(row).collect())),
+            Ok(Err(message)) => Err(SessionError::Broken { what, doing, message }),
+            Ok(Ok(answers)) => Ok(answers),
         }
     }
 
@@ -229,6 +262,28 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
     }
 }
 
+impl Session {
+    /// Sends commands in one write and does not wait: the answer of the last may take for ever.
+    ///
+    /// # Errors
+    /// When the connection is broken already.
+    pub async fn send(mut self, commands: &[String]) -> Result<Asked, SessionError> {
+        let doing = short(&commands.join("; "));
+        let broken = |what, message| SessionError::Broken { what, doing: doing.clone(), message };
+        let mut open = VecDeque::with_capacity(commands.len());
+        for command in commands {
+            match self.client.simple_query_raw(command).await {
+                Ok(stream) => open.push_back((command.clone(), Box::pin(stream))),
+                Err(e) => return Err(broken(self.what, words(&e))),
+            }
+        }
+        match self.has_ended().await {
+            true => Err(broken(self.what, "the connection was closed".into())),
+            false => Ok(Asked { session: self, open }),
+        }
+    }
+}
+
 fn login_error(error: &tokio_postgres::Error) -> LoginError {
     let io = std::error::Error::source(error).is_some_and(|cause| cause.is::<std::io::Error>());
     match error.code() {
@@ -238,6 +293,68 @@ fn login_error(error: &tokio_postgres::Error) -> LoginError {
         None if io || error.is_closed() => LoginError::Broken(words(error)),
         None => LoginError::Unusable(words(error)),
     }
+}
+
+/// Commands that were sent, and whose answers are not waited for.
+pub struct Asked {
+    session: Session,
+    open: VecDeque<(String, Pin<Box<SimpleQueryStream>>)>,
+}
+
+impl Asked {
+    /// The next answer, if it comes within this time: the command that it answers, and the answer. None: it has not come
+    /// yet, or all have come.
+    ///
+    /// # Errors
+    /// When the connection broke.
+    pub async fn answer(&mut self, within: Duration) -> Result<Option<(String, Answer)>, SessionError> {
+        let Some((command, stream)) = self.open.front_mut() else { return Ok(None) };
+        let what = self.session.what.clone();
+        let answered = async {
+            tokio::select! {
+                biased;
+                answer = answer(&what, command, stream.as_mut()) => answer,
+                end = &mut self.session.connection => Err(end_words(end)),
+            }
+        };
+        match timeout(within, answered).await {
+            Err(_) => Ok(None),
+            Ok(Err(message)) => Err(SessionError::Broken { what, doing: short(command), message }),
+            Ok(Ok(answer)) => Ok(self.open.pop_front().map(|(command, _)| (command, answer))),
+        }
+    }
+
+    /// The command that is to be answered next.
+    pub fn next(&self) -> Option<&str> {
+        self.open.front().map(|(command, _)| command.as_str())
+    }
+
+    /// Drives the connection: whether it has ended. What is answered meanwhile is read and dropped.
+    pub fn poll_ended(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        // Nobody asks for these answers any more; a channel that is not emptied would stop the reading.
+        self.open.clear();
+        self.session.connection.as_mut().poll(cx).map(|_| ())
+    }
+}
+
+/// Collects one answer; the outer error is a broken connection.
+async fn answer(
+    what: &str,
+    command: &str,
+    mut stream: Pin<&mut SimpleQueryStream>,
+) -> Result<Answer, String> {
+    let mut rows = Vec::new();
+    while let Some(message) = stream.next().await {
+        match message {
+            Ok(message) => rows.extend(row(message)),
+            Err(e) if e.as_db_error().is_some() => {
+                let (what, doing) = (what.to_owned(), short(command));
+                return Ok(Err(SessionError::Refused { what, doing, message: words(&e) }));
+            }
+            Err(e) => return Err(words(&e)),
+        }
+    }
+    Ok(Ok(Rows(rows)))
 }
 
 fn row(message: SimpleQueryMessage) -> Option<SimpleQueryRow> {
@@ -270,7 +387,7 @@ impl Kept {
     /// When there is no connection, or as [`Session::run`]: unless it was refused, it may have had its effect.
     pub async fn change(&mut self, target: &Target, command: &str) -> Result<Rows, SessionError> {
         self.open(target).await?;
-        self.run(target, command).await
+        only(self.run(target, &[command]).await?)
     }
 
     /// Runs a command that may run twice, a question for instance. When the connection that was kept turns out to be
@@ -279,10 +396,25 @@ impl Kept {
     /// # Errors
     /// As [`Kept::change`].
     pub async fn ask(&mut self, target: &Target, question: &str) -> Result<Rows, SessionError> {
+        only(self.ask_all(target, &[question]).await?)
+    }
+
+    /// The same with several commands in one round trip, each with its answer or refusal.
+    ///
+    /// # Errors
+    /// When there is no connection, or as [`Session::run_all`].
+    pub async fn ask_all(
+        &mut self,
+        target: &Target,
+        questions: &[&str],
+    ) -> Result<Vec<Answer>, SessionError> {
         let before = self.opened;
         self.open(target).await?;
-        match self.run(target, question).await {
-            Err(SessionError::Broken { .. }) if self.opened == before => self.change(target, question).await,
+        match self.run(target, questions).await {
+            Err(SessionError::Broken { .. }) if self.opened == before => {
+                self.open(target).await?;
+                self.run(target, questions).await
+            }
             answer => answer,
         }
     }
@@ -299,16 +431,14 @@ impl Kept {
         Ok(())
     }
 
-    async fn run(&mut self, target: &Target, command: &str) -> Result<Rows, SessionError> {
+    async fn run(&mut self, target: &Target, commands: &[&str]) -> Result<Vec<Answer>, SessionError> {
         let Some(mut session) = self.session.take() else {
             let message = "there is no connection".into();
             return Err(SessionError::Unreachable { what: target.what.clone(), message });
         };
-        let answer = session.run(command).await;
-        if matches!(answer, Ok(_) | Err(SessionError::Refused { .. })) {
-            self.session = Some(session);
-        }
-        answer
+        let answers = session.run_all(commands).await?;
+        self.session = Some(session);
+        Ok(answers)
     }
 
     /// Waits until an open session ends by itself and forgets it; waits for ever if none is open.
@@ -319,6 +449,10 @@ impl Kept {
         }
         self.session = None;
     }
+}
+
+fn only(answers: Vec<Answer>) -> Answer {
+    answers.into_iter().next().unwrap_or_else(|| Ok(Rows::default()))
 }
 
 /// The beginning of a command, for people.

@@ -2,7 +2,7 @@
 //!
 //! The exit status is always 0, because Patroni must never suffer.
 
-use super::patroni_child::{self, Ending};
+use super::patroni_child::{self, Ending, Guard};
 use crate::config;
 use crate::control::client::Client;
 use crate::control::{Answer, Request};
@@ -31,11 +31,11 @@ impl Invocation {
 
     /// Does it, within the bound.
     pub fn run(self) -> ExitCode {
-        patroni_child::run("callback", BOUND, |_| Ending { code: 0, line: self.deliver() })
+        patroni_child::run("callback", BOUND, |guard| Ending { code: 0, line: self.deliver(guard) })
     }
 
     /// Gives what the operator should read in Patroni's log.
-    fn deliver(self) -> Option<String> {
+    fn deliver(self, guard: &Guard) -> Option<String> {
         let [action, role, scope] = self.words.as_slice() else {
             return Some(format!(
                 "expected ACTION ROLE SCOPE, as Patroni appends them, got {:?}",
@@ -51,6 +51,7 @@ impl Invocation {
             Ok(_) => "the daemon's answer is strange".to_owned(),
             Err(e) => e.to_string(),
         };
+        guard.arm();
         let kept = match callbacks::keep(&glance.state_dir, &call) {
             Ok(()) => "kept for its return".to_owned(),
             Err(e) => format!("and it could not be kept in {}: {e}", glance.state_dir.display()),

@@ -63,6 +63,7 @@ impl Invocation {
     }
 
     fn wait(&self, guard: &Guard) -> Ending {
+        guard.arm();
         let glance = config::glance(&self.config);
         let strict = self.kind == HookKind::PrePromote && glance.fence == Fence::Strict;
         // From here on a silent daemon and a hanging one end alike.

@@ -11,6 +11,7 @@ mod page;
 mod paint;
 pub mod patroni_child;
 mod plan;
+mod release;
 mod render;
 mod run;
 mod status;
@@ -114,6 +115,22 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Resume what the agent paused on this host
+    ///
+    /// Reads what the agent noted before it paused or changed something in PgBouncer, and undoes that. Needs neither the
+    /// daemon nor a valid configuration; safe at any time, and twice. Exit status 1 if something may still be paused.
+    #[command(after_help = "Example:\n  pgsquire release")]
+    Release {
+        /// State folder, instead of the configuration's
+        #[arg(long, value_name = "DIR")]
+        state_dir: Option<PathBuf>,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+        /// Watch over pauses until there is none; started by the daemon
+        #[arg(long, hide = true)]
+        guard: bool,
+    },
     /// Let go of a term that the agent remembers, or of a pooler that is gone
     #[command(after_help = "Examples:\n  pgsquire forget term --cluster main\n  pgsquire forget web3")]
     Forget(forget::What),
@@ -142,6 +159,7 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
         Command::Explain { pool, json } => explain::run(&config, pool.as_deref(), json),
         Command::Plan { json } => plan::run(&config, json),
         Command::Events { follow, json } => events::run(&config, follow, json),
+        Command::Release { state_dir, json, guard } => release::run(&config, state_dir, json, guard),
         Command::Forget(what) => forget::run(&config, what),
         Command::Render(what) => render::run(&config, what),
     };

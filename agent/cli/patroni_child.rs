@@ -9,7 +9,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::mpsc;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::Thread;
 use std::time::{Duration, Instant};
 
@@ -69,12 +69,13 @@ pub(super) struct Ending {
 
 /// Does the work under a guard; after `bound` the process ends with status 0, unless the work tells the guard otherwise.
 pub(super) fn run(name: &'static str, bound: Duration, work: impl FnOnce(&Guard) -> Ending) -> ExitCode {
-    let guard = Guard::start(name, bound);
+    let guard = Guard::new(name, bound);
     // The work stays in this thread: on a busy machine each hand-over between threads may cost milliseconds.
     let broken =
         |_| Ending { code: guard.last_word().code, line: Some("this should not have happened".into()) };
     let ending = catch_unwind(AssertUnwindSafe(|| work(&guard))).unwrap_or_else(broken);
     if let Some(line) = &ending.line {
+        guard.arm();
         complain(name, line);
     }
     // Without waiting for the guard.
@@ -82,11 +83,12 @@ pub(super) fn run(name: &'static str, bound: Duration, work: impl FnOnce(&Guard)
 }
 
 /// Ends the process when its time is over. A thread of its own, because not everything that may hang has a time-out:
-/// files have none.
+/// files have none. A thread costs a tenth of a callback's time, so it is started only before such work.
 pub(super) struct Guard {
+    name: &'static str,
     last_word: Arc<Mutex<LastWord>>,
-    /// None: the system gave us no thread. The sockets' time-outs are still there.
-    thread: Option<Thread>,
+    /// Empty inside: the system gave us no thread. The sockets' time-outs are still there.
+    thread: OnceLock<Option<Thread>>,
 }
 
 #[derive(Clone, Copy)]
@@ -97,12 +99,19 @@ struct LastWord {
 }
 
 impl Guard {
-    fn start(name: &'static str, bound: Duration) -> Guard {
+    fn new(name: &'static str, bound: Duration) -> Guard {
         let begin = Instant::now();
         let last_word = Arc::new(Mutex::new(LastWord { begin, end: begin + bound, code: 0 }));
-        let shared = last_word.clone();
-        let thread = std::thread::Builder::new().spawn(move || watch(name, &shared));
-        Guard { last_word, thread: thread.ok().map(|handle| handle.thread().clone()) }
+        Guard { name, last_word, thread: OnceLock::new() }
+    }
+
+    /// From now on something may hang that has no time-out. The time runs since the start of the command.
+    pub fn arm(&self) {
+        self.thread.get_or_init(|| {
+            let (name, shared) = (self.name, self.last_word.clone());
+            let thread = std::thread::Builder::new().spawn(move || watch(name, &shared));
+            thread.ok().map(|handle| handle.thread().clone())
+        });
     }
 
     /// The exit status for the case that the time is over.
@@ -113,7 +122,7 @@ impl Guard {
     /// The time is over after this, from now on.
     pub fn set_bound(&self, bound: Duration) {
         lock(&self.last_word).end = Instant::now() + bound;
-        if let Some(thread) = &self.thread {
+        if let Some(Some(thread)) = self.thread.get() {
             thread.unpark();
         }
     }

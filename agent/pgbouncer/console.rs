@@ -1,11 +1,17 @@
-//! PgBouncer's admin console: simple protocol, one command at a time, columns by name because they grow from version to
-//! version.
+//! PgBouncer's admin console: simple protocol, questions in one round trip where they go together, columns by name
+//! because they grow from version to version.
 
-use crate::session::{Kept, Rows, SessionError, Target, column};
+use crate::session::{Answer, Kept, Rows, Session, SessionError, Target, column};
+use pgsquire_core::effect::PauseScope;
 use pgsquire_core::pgbouncer::console::{ConsoleView, LoadedDatabase, SETTINGS, ServerLink};
 use pgsquire_core::topology::Endpoint;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// Settings change by RELOAD and SET. Ours are seen at once, those of others so much later.
+const SETTINGS_AGE: Duration = Duration::from_secs(1);
 
 /// The console of one process: a connection that is kept while it works.
 pub struct Console {
@@ -13,11 +19,31 @@ pub struct Console {
     kept: Kept,
     /// Of which connection, and what it is.
     version: Option<(u64, (u32, u32))>,
+    /// Of which connection, read when, and what they are.
+    settings: Option<(u64, Instant, BTreeMap<String, String>)>,
+    /// Whether a database was seen that leads to a host by name.
+    has_names: bool,
+}
+
+/// What of a process is paused.
+pub struct Standing {
+    /// `SHOW DATABASES`, without PgBouncer's own.
+    pub databases: Vec<LoadedDatabase>,
+    /// The whole process; none: this version does not tell.
+    pub process: Option<bool>,
 }
 
 /// A command about one database.
 pub fn about(verb: &str, database: &str) -> String {
     format!("{verb} {}", quoted(database))
+}
+
+/// The commands that pause, or resume, a scope.
+pub fn scoped(verb: &str, scope: &PauseScope) -> Vec<String> {
+    match scope {
+        PauseScope::Process => vec![verb.into()],
+        PauseScope::Databases(list) => list.iter().map(|database| about(verb, database)).collect(),
+    }
 }
 
 /// A `SET` command.
@@ -38,7 +64,7 @@ fn quoted(name: &str) -> String {
 impl Console {
     /// Connects when it is first asked.
     pub fn new(target: Target) -> Self {
-        Console { target, kept: Kept::default(), version: None }
+        Console { target, kept: Kept::default(), version: None, settings: None, has_names: false }
     }
 
     /// Notices the end of a connection while nothing is asked.
@@ -51,11 +77,35 @@ impl Console {
     /// # Errors
     /// When it is refused or has no answer; then it may have had its effect.
     pub async fn run(&mut self, command: &str) -> Result<(), SessionError> {
+        self.settings = None;
         self.kept.change(&self.target, command).await.map(|_| ())
+    }
+
+    /// A connection of its own.
+    ///
+    /// # Errors
+    /// When there is none to be had.
+    pub fn another(&self) -> impl Future<Output = Result<Session, SessionError>> + Send + use<> {
+        let target = self.target.clone();
+        async move { Session::open(&target).await }
     }
 
     async fn show(&mut self, topic: &str) -> Result<Rows, SessionError> {
         self.kept.ask(&self.target, &format!("SHOW {topic}")).await
+    }
+
+    /// Several answers in the order of the topics, in one round trip.
+    async fn show_all<const N: usize>(
+        &mut self,
+        topics: [Option<&'static str>; N],
+    ) -> Result<[Rows; N], SessionError> {
+        let asked: Vec<&str> = topics.iter().flatten().copied().collect();
+        let mut answers = self.kept.ask_all(&self.target, &asked).await?.into_iter();
+        let mut rows = [const { Rows::none() }; N];
+        for (place, _) in rows.iter_mut().zip(topics).filter(|(_, topic)| topic.is_some()) {
+            *place = answers.next().unwrap_or_else(|| Ok(Rows::none()))?;
+        }
+        Ok(rows)
     }
 
     /// The row of one database. Asked before each command that names one: PgBouncer would make a database that it does
@@ -78,66 +128,144 @@ impl Console {
     /// # Errors
     /// When the console refuses for another reason or has no answer.
     pub async fn resume(&mut self, database: &str) -> Result<(), SessionError> {
-        match self.kept.ask(&self.target, &about("RESUME", database)).await {
-            Err(SessionError::Refused { message, .. }) if is_not_paused(&message) => Ok(()),
-            other => other.map(|_| ()),
-        }
+        self.resume_all(&[PauseScope::Databases(vec![database.into()])]).await
     }
 
-    /// One look at everything that decisions need.
+    /// The same for whole scopes, in one round trip.
+    ///
+    /// # Errors
+    /// As [`Console::resume`]; what could be resumed is.
+    pub async fn resume_all(&mut self, scopes: &[PauseScope]) -> Result<(), SessionError> {
+        let commands: Vec<String> = scopes.iter().flat_map(|scope| scoped("RESUME", scope)).collect();
+        if commands.is_empty() {
+            return Ok(());
+        }
+        let commands: Vec<&str> = commands.iter().map(String::as_str).collect();
+        let answers = self.kept.ask_all(&self.target, &commands).await?;
+        answers.into_iter().try_for_each(resumed)
+    }
+
+    /// What is paused now.
+    ///
+    /// # Errors
+    /// When one of the answers is missing.
+    pub async fn standing(&mut self) -> Result<Standing, SessionError> {
+        let state = self.state().await?;
+        let [databases, state] = self.show_all([Some("SHOW DATABASES"), state]).await?;
+        Ok(Standing { databases: loaded(&databases), process: paused(&state) })
+    }
+
+    /// The `SHOW STATE` of versions that know it.
+    async fn state(&mut self) -> Result<Option<&'static str>, SessionError> {
+        Ok((self.version().await? >= (1, 19)).then_some("SHOW STATE"))
+    }
+
+    /// A setting as it is in force now.
+    ///
+    /// # Errors
+    /// When there is no answer.
+    pub async fn setting(&mut self, key: &str) -> Result<Option<String>, SessionError> {
+        let rows = self.show("CONFIG").await?;
+        Ok(rows.iter().find(|row| column(row, "key") == Some(key)).map(|row| text(row, "value")))
+    }
+
+    /// Gives a setting that we made 0 its value back. When it is not 0 any more, a RELOAD has done that.
+    ///
+    /// # Errors
+    /// When the console refuses or has no answer.
+    pub async fn give_back(&mut self, key: &str, value: &str) -> Result<(), SessionError> {
+        let now = self.setting(key).await?;
+        if now.is_some_and(|now| now.parse::<f64>().is_ok_and(|now| now != 0.0)) {
+            return Ok(());
+        }
+        self.run(&set(key, value)).await
+    }
+
+    /// One look at everything that decisions need. It is asked dozens of times per second while a pool drains: all in
+    /// one round trip, which also makes it a picture of one moment.
     ///
     /// # Errors
     /// When one of the answers is missing.
     pub async fn look(&mut self) -> Result<ConsoleView, SessionError> {
-        let databases = self.databases().await?;
-        let servers = self.show("SERVERS").await?.iter().map(server).collect();
+        let version = self.version().await?;
+        let state = self.state().await?;
+        let known = self.settings.take().filter(|(connection, read, _)| {
+            *connection == self.kept.opened() && read.elapsed() < SETTINGS_AGE
+        });
+        let config = known.is_none().then_some("SHOW CONFIG");
+        let names = self.has_names.then_some("SHOW DNS_HOSTS");
+        let topics = [Some("SHOW DATABASES"), Some("SHOW SERVERS"), Some("SHOW POOLS"), state, config, names];
+        let asked = Instant::now();
+        let [databases, servers, pools, state, config, mut hosts] = self.show_all(topics).await?;
+        let databases = loaded(&databases);
+        self.has_names = databases.iter().any(needs_resolver);
+        if self.has_names && names.is_none() {
+            hosts = self.show("DNS_HOSTS").await?;
+        }
+        let (connection, read, settings) =
+            known.unwrap_or_else(|| (self.kept.opened(), asked, wanted_settings(&config)));
+        let modes = Modes::new(&databases, &pools, &settings);
+        let servers = servers.iter().map(|row| server(row, &modes)).collect();
         let mut waiting = BTreeMap::new();
-        for pool in self.show("POOLS").await?.iter() {
+        for pool in pools.iter() {
             let database = text(pool, "database");
             if database != super::CONSOLE_DATABASE {
                 *waiting.entry(database).or_insert(0) += number::<u64>(pool, "cl_waiting");
             }
         }
-        let settings = self.show("CONFIG").await?;
-        let wanted = |row: &&Row| column(row, "key").is_some_and(|key| SETTINGS.contains(&key));
-        let settings =
-            settings.iter().filter(wanted).map(|row| (text(row, "key"), text(row, "value"))).collect();
-        let resolved =
-            if databases.iter().any(needs_resolver) { self.resolved().await? } else { BTreeMap::new() };
-        let version = self.version().await?;
-        Ok(ConsoleView { version, databases, servers, waiting, settings, paused: None, resolved })
+        let resolved = if self.has_names { resolved(&hosts) } else { BTreeMap::new() };
+        self.settings = Some((connection, read, settings.clone()));
+        Ok(ConsoleView { version, databases, servers, waiting, settings, paused: paused(&state), resolved })
     }
 
-    /// Cuts the clients that hold server links of the database to one of these endpoints. `false`: this version (before
-    /// 1.24) cannot cut a single client.
+    /// Whether this version can cut single clients (`KILL_CLIENT`, 1.24).
+    ///
+    /// # Errors
+    /// When there is no answer.
+    pub async fn cuts_clients(&mut self) -> Result<bool, SessionError> {
+        Ok(self.version().await? >= (1, 24))
+    }
+
+    /// Those of these databases that have links to one of these endpoints.
+    ///
+    /// # Errors
+    /// When there is no answer.
+    pub async fn stale(
+        &mut self,
+        databases: &[String],
+        stale: &[Endpoint],
+    ) -> Result<Vec<String>, SessionError> {
+        let servers = self.show("SERVERS").await?;
+        let has_stale = |name: &&String| servers.iter().any(|row| leads_to(row, name, stale));
+        Ok(databases.iter().filter(has_stale).cloned().collect())
+    }
+
+    /// Cuts the clients that hold server links of these databases to one of these endpoints, whether paused or not.
+    /// Needs [`Console::cuts_clients`].
     ///
     /// # Errors
     /// When the console refuses or has no answer.
-    pub async fn cut_clients(&mut self, database: &str, stale: &[Endpoint]) -> Result<bool, SessionError> {
-        if self.version().await? < (1, 24) {
-            return Ok(false);
-        }
-        let servers = self.show("SERVERS").await?;
-        let is_stale = |row: &&Row| {
-            let link = server(row);
-            link.database == database && stale.iter().any(|e| e.host == link.addr && e.port == link.port)
-        };
+    pub async fn cut_clients(
+        &mut self,
+        databases: &[String],
+        stale: &[Endpoint],
+    ) -> Result<(), SessionError> {
+        let [servers, clients] = self.show_all([Some("SHOW SERVERS"), Some("SHOW CLIENTS")]).await?;
+        let is_stale = |row: &&Row| databases.iter().any(|name| leads_to(row, name, stale));
         let held: Vec<String> = servers.iter().filter(is_stale).map(|row| text(row, "link")).collect();
-        let clients = self.show("CLIENTS").await?;
         for client in clients.iter().filter(|row| held.contains(&text(row, "ptr"))) {
             let command = format!("KILL_CLIENT {}", text(client, "id"));
             match self.run(&command).await {
                 // It left by itself meanwhile.
-                Ok(_) | Err(SessionError::Refused { .. }) => {}
+                Ok(()) | Err(SessionError::Refused { .. }) => {}
                 Err(e) => return Err(e),
             }
         }
-        Ok(true)
+        Ok(())
     }
 
     async fn databases(&mut self) -> Result<Vec<LoadedDatabase>, SessionError> {
-        let rows = self.show("DATABASES").await?;
-        Ok(rows.iter().map(database).filter(|d| d.name != super::CONSOLE_DATABASE).collect())
+        Ok(loaded(&self.show("DATABASES").await?))
     }
 
     async fn version(&mut self) -> Result<(u32, u32), SessionError> {
@@ -156,11 +284,66 @@ impl Console {
         self.version = Some((self.kept.opened(), version));
         Ok(version)
     }
+}
 
-    async fn resolved(&mut self) -> Result<BTreeMap<String, Vec<String>>, SessionError> {
-        let rows = self.show("DNS_HOSTS").await?;
-        let entry = |row| (text(row, "hostname"), addresses(&text(row, "addrs")));
-        Ok(rows.iter().map(entry).collect())
+fn loaded(rows: &Rows) -> Vec<LoadedDatabase> {
+    rows.iter().map(database).filter(|d| d.name != super::CONSOLE_DATABASE).collect()
+}
+
+/// Rows of key and value: `active`, `paused`, `suspended`, each `yes` or `no`.
+fn paused(state: &Rows) -> Option<bool> {
+    let row = state.iter().find(|row| column(row, "key") == Some("paused"))?;
+    Some(column(row, "value") == Some("yes"))
+}
+
+fn wanted_settings(config: &Rows) -> BTreeMap<String, String> {
+    let wanted = |row: &&Row| column(row, "key").is_some_and(|key| SETTINGS.contains(&key));
+    config.iter().filter(wanted).map(|row| (text(row, "key"), text(row, "value"))).collect()
+}
+
+fn resolved(hosts: &Rows) -> BTreeMap<String, Vec<String>> {
+    hosts.iter().map(|row| (text(row, "hostname"), addresses(&text(row, "addrs")))).collect()
+}
+
+fn leads_to(link: &Row, database: &str, endpoints: &[Endpoint]) -> bool {
+    let (addr, port) = (column(link, "addr").unwrap_or_default(), number::<u16>(link, "port"));
+    column(link, "database") == Some(database) && endpoints.iter().any(|e| e.host == addr && e.port == port)
+}
+
+/// Which pools are in session mode: a pool's own word (a user may have a mode of its own), else its database's, else the
+/// process'.
+struct Modes {
+    pools: BTreeMap<(String, String), String>,
+    databases: BTreeMap<String, String>,
+    process: String,
+}
+
+impl Modes {
+    fn new(databases: &[LoadedDatabase], pools: &Rows, settings: &BTreeMap<String, String>) -> Self {
+        let pool = |row| Some(((text(row, "database"), text(row, "user")), mode(column(row, "pool_mode")?)));
+        let database = |row: &LoadedDatabase| Some((row.name.clone(), mode(row.pool_mode.as_deref()?)));
+        Modes {
+            pools: pools.iter().filter_map(pool).collect(),
+            databases: databases.iter().filter_map(database).collect(),
+            process: settings.get("pool_mode").cloned().unwrap_or_default(),
+        }
+    }
+
+    fn is_session(&self, database: &str, user: &str) -> bool {
+        let pool = self.pools.get(&(database.to_owned(), user.to_owned()));
+        pool.or_else(|| self.databases.get(database)).unwrap_or(&self.process) == "session"
+    }
+}
+
+fn mode(word: &str) -> String {
+    word.to_ascii_lowercase()
+}
+
+/// What is not paused, or gone, need not be resumed.
+pub fn resumed(answer: Answer) -> Result<(), SessionError> {
+    match answer {
+        Err(SessionError::Refused { message, .. }) if is_not_paused(&message) => Ok(()),
+        other => other.map(|_| ()),
     }
 }
 
@@ -212,13 +395,14 @@ fn database(row: &Row) -> LoadedDatabase {
     }
 }
 
-fn server(row: &Row) -> ServerLink {
+fn server(row: &Row, modes: &Modes) -> ServerLink {
+    let database = text(row, "database");
     ServerLink {
-        database: text(row, "database"),
+        session: modes.is_session(&database, column(row, "user").unwrap_or_default()),
+        database,
         state: text(row, "state"),
         addr: text(row, "addr"),
         port: number(row, "port"),
-        session: false,
     }
 }
 

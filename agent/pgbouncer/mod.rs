@@ -1,27 +1,39 @@
 //! One PgBouncer process on this host: does what `core/src/pgbouncer` decides.
 //!
-//! One worker per process, one order at a time. The files are in [`ini_files`], the console in [`console`], what must
-//! outlive the agent in [`notes`].
+//! One worker per process, one order at a time. The files are in [`ini_files`], the console in [`console`], pauses in
+//! [`pause`], what must outlive the agent in [`notes`] and [`pauses`], and who ends a pause without it in [`guard`] and
+//! [`release`].
 
 pub mod console;
+pub mod guard;
 pub mod ini_files;
 pub mod notes;
+mod pause;
+pub mod pauses;
+pub mod release;
 
 use crate::clock;
 use crate::files::Disk;
 use crate::report::{Report, outcome};
 use crate::session::Target;
 use console::Console;
+use guard::Guard;
 use notes::Notes;
+use pause::Pauser;
 use pgsquire_core::effect::{Effect, Order, PoolerOrder};
 use pgsquire_core::event::{Event, Outcome};
 use pgsquire_core::topology::Endpoint;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 use tokio::sync::mpsc::{Receiver, Sender};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 /// PgBouncer's own database, which is its console.
 pub const CONSOLE_DATABASE: &str = "pgbouncer";
+
+/// A worker that is stopped ends its pause within this time.
+const LET_GO: Duration = Duration::from_secs(2);
 
 /// What the worker must know.
 #[derive(Debug, Clone)]
@@ -48,46 +60,83 @@ impl WorkerConfig {
     }
 }
 
-/// Works until `stop`, or until nobody listens. An order that has begun is brought to its end.
+/// The console of a pooler, for people.
+fn console_name(pooler: &str) -> String {
+    format!("the console of pooler {pooler}")
+}
+
+/// Works until `stop`, or until nobody listens. An order that has begun is brought to its end, and a pause of ours is
+/// let go of.
 pub async fn run(
     config: WorkerConfig,
+    orders: Receiver<Effect>,
+    events: Sender<Event>,
+    stop: CancellationToken,
+) {
+    run_with_guard(config, guard::this_program(), orders, events, stop).await;
+}
+
+/// The same, where this process is not the pgsquire program: the guard of pauses is run by `program`.
+pub async fn run_with_guard(
+    config: WorkerConfig,
+    program: PathBuf,
     mut orders: Receiver<Effect>,
     events: Sender<Event>,
     stop: CancellationToken,
 ) {
     let report = Report::new(events, stop.clone());
-    let mut worker = Worker::new(config);
+    let mut worker = Worker::new(config, program);
+    worker.pauser.take_over(&mut worker.disk).await;
     loop {
         let effect = tokio::select! {
             biased;
-            () = stop.cancelled() => return report.refuse(&mut orders).await,
+            () = stop.cancelled() => None,
             effect = orders.recv() => effect,
             () = worker.console.watch() => continue,
+            () = worker.pauser.watch() => continue,
         };
-        let Some(Effect { id, order, .. }) = effect else { return };
+        let Some(Effect { id, order, .. }) = effect else { break };
         let started = clock::now();
         let result = worker.execute(order).await;
         if report.done(id, started, outcome(result)).await.is_err() {
-            return;
+            break;
         }
     }
+    worker.let_go().await;
+    report.refuse(&mut orders).await;
 }
 
 struct Worker {
     config: WorkerConfig,
     console: Console,
+    pauser: Pauser,
     disk: Disk,
 }
 
 impl Worker {
-    fn new(config: WorkerConfig) -> Self {
+    fn new(config: WorkerConfig, program: PathBuf) -> Self {
         let console = Console::new(Target {
-            what: format!("the console of pooler {}", config.pooler),
+            what: console_name(&config.pooler),
             conninfo: config.console.clone(),
             default_dbname: CONSOLE_DATABASE.into(),
             password_file: config.password_file.clone(),
         });
-        Worker { config, console, disk: Disk::default() }
+        let pauser = Pauser::new(&config, Guard::new(program, &config.state_dir));
+        Worker { config, console, pauser, disk: Disk::default() }
+    }
+
+    /// At the end. What does not succeed in time is left to the guard and to `pgsquire release`.
+    async fn let_go(&mut self) {
+        let ended = timeout(LET_GO, self.pauser.end(&mut self.console, &mut self.disk)).await;
+        let why = match ended {
+            Ok(Ok(())) => return,
+            Ok(Err(why)) => why,
+            Err(_) => format!("{} did not answer in time", console_name(&self.config.pooler)),
+        };
+        tracing::warn!(
+            "a pause of pooler {} may be left: {why}; `pgsquire release` ends it",
+            self.config.pooler
+        );
     }
 
     async fn execute(&mut self, order: Order) -> Result<Outcome, String> {
@@ -128,7 +177,19 @@ impl Worker {
             | PoolerOrder::ExtendPause(_)
             | PoolerOrder::ZeroMinPoolSize
             | PoolerOrder::CutPaused { .. }
-            | PoolerOrder::EndPause => Err("pauses are not built yet".into()),
+            | PoolerOrder::EndPause => self.about_pauses(order).await.map(|()| Outcome::Done),
+        }
+    }
+
+    async fn about_pauses(&mut self, order: PoolerOrder) -> Result<(), String> {
+        let (pauser, console, disk) = (&mut self.pauser, &mut self.console, &mut self.disk);
+        match order {
+            PoolerOrder::Pause(pause) => pauser.begin(console, disk, pause).await,
+            PoolerOrder::ExtendPause(pause) => pauser.extend(disk, pause).await,
+            PoolerOrder::ZeroMinPoolSize => pauser.zero(console, disk).await,
+            PoolerOrder::CutPaused { databases, stale } => pauser.cut(console, disk, databases, &stale).await,
+            PoolerOrder::EndPause => pauser.end(console, disk).await,
+            other => Err(format!("this is not about pauses: {other}")),
         }
     }
 
@@ -140,18 +201,25 @@ impl Worker {
     where
         F: FnOnce(&Notes) -> Result<(), String> + Send + 'static,
     {
-        let notes = Notes::new(&self.config.state_dir, &self.config.pooler);
+        let notes = self.notes();
         self.disk.run(move || change(&notes)).await
+    }
+
+    fn notes(&self) -> Notes {
+        let notes = Notes::new(&self.config.state_dir, &self.config.pooler);
+        notes.of_console(&self.config.console, self.config.password_file.as_deref())
     }
 
     /// KILL leaves the database paused. A pause that somebody else put there stays; every other ends here, also when
     /// KILL has no answer or a bad one, because it may have worked all the same.
     async fn cut(&mut self, database: String, stale: &[Endpoint]) -> Result<Outcome, String> {
-        if self.console.cut_clients(&database, stale).await.map_err(|e| e.to_string())? {
-            return Ok(Outcome::Done);
+        if self.console.cuts_clients().await.map_err(|e| e.to_string())? {
+            let databases = [database];
+            let cut = self.console.cut_clients(&databases, stale).await;
+            return cut.map(|()| Outcome::Done).map_err(|e| e.to_string());
         }
         let was_paused = self.console.find(&database).await.map_err(|e| e.to_string())?.paused;
-        let notes = Notes::new(&self.config.state_dir, &self.config.pooler);
+        let notes = self.notes();
         let name = database.clone();
         let ours = self.disk.run(move || notes.has_cut(&name)).await?;
         if was_paused && !ours {

@@ -1,6 +1,7 @@
 //! What must outlive the agent: settings we borrowed, databases we cut, the last good files. One folder per pooler,
 //! private to the agent because ini files hold passwords.
 
+use super::pauses;
 use crate::files::{self, Access};
 use pgsquire_core::event::Restored;
 use pgsquire_core::pgbouncer::ini::Files;
@@ -13,18 +14,26 @@ use std::path::{Path, PathBuf};
 #[derive(Debug, Clone)]
 pub struct Notes {
     pooler: String,
+    console: Option<(String, Option<PathBuf>)>,
     debts: PathBuf,
     good: PathBuf,
 }
 
 /// What we owe to a pooler.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-struct Debts {
-    pooler: String,
+pub struct Debts {
+    /// The pooler's name.
+    pub pooler: String,
+    /// Connection string of its console, for who pays without a configuration.
+    #[serde(default)]
+    pub console: Option<String>,
+    /// Holds the console's password.
+    #[serde(default)]
+    pub password_file: Option<PathBuf>,
     /// Value of `server_login_retry` to give back.
-    login_retry: Option<String>,
+    pub login_retry: Option<String>,
     /// Databases that were cut and are to be resumed.
-    cut: Vec<String>,
+    pub cut: Vec<String>,
 }
 
 /// Which copy is which file.
@@ -48,9 +57,16 @@ impl Notes {
         let name = file_name(pooler);
         Notes {
             pooler: pooler.into(),
+            console: None,
             debts: state_dir.join(DEBTS).join(format!("{name}.json")),
             good: state_dir.join(GOOD).join(name),
         }
+    }
+
+    /// Notes the console too, so that the debts can be paid without a configuration.
+    pub fn of_console(mut self, conninfo: &str, password_file: Option<&Path>) -> Self {
+        self.console = Some((conninfo.into(), password_file.map(Path::to_path_buf)));
+        self
     }
 
     /// Notes a value before it is changed.
@@ -113,6 +129,10 @@ impl Notes {
         if debts == before {
             return Ok(());
         }
+        if let Some((console, password_file)) = &self.console {
+            debts.console = Some(console.clone());
+            debts.password_file = password_file.clone();
+        }
         if debts.login_retry.is_none() && debts.cut.is_empty() {
             return files::remove(&self.debts).map_err(|e| e.to_string());
         }
@@ -165,20 +185,17 @@ impl Notes {
 
 /// Reads what earlier runs left about all poolers. What cannot be read is left out and said.
 pub fn load(state_dir: &Path, restored: &mut Restored, problems: &mut Vec<String>) {
-    for path in entries(&state_dir.join(DEBTS), problems) {
-        match read_json_or_set_aside::<Debts>(&path) {
-            Ok(Some(debts)) => {
-                if let Some(value) = debts.login_retry {
-                    restored.borrowed_login_retry.insert(debts.pooler.clone(), value);
-                }
-                if !debts.cut.is_empty() {
-                    restored.cut.insert(debts.pooler, debts.cut);
-                }
-            }
-            Ok(None) => {}
-            Err(why) => problems.push(why),
+    let (owed, mut found) = debts(state_dir);
+    problems.append(&mut found);
+    for debts in owed {
+        if let Some(value) = debts.login_retry {
+            restored.borrowed_login_retry.insert(debts.pooler.clone(), value);
+        }
+        if !debts.cut.is_empty() {
+            restored.cut.insert(debts.pooler, debts.cut);
         }
     }
+    pauses::load(state_dir, restored, problems);
     for folder in entries(&state_dir.join(GOOD), problems) {
         match load_good(&folder) {
             Ok(Some((pooler, files))) => {
@@ -188,6 +205,22 @@ pub fn load(state_dir: &Path, restored: &mut Restored, problems: &mut Vec<String
             Err(why) => problems.push(why),
         }
     }
+}
+
+/// What is owed to all poolers.
+///
+/// # Errors
+/// Sentences about what cannot be read, beside those that can.
+pub fn debts(state_dir: &Path) -> (Vec<Debts>, Vec<String>) {
+    let mut problems = Vec::new();
+    let mut all = Vec::new();
+    for path in entries(&state_dir.join(DEBTS), &mut problems) {
+        match read_json_or_set_aside::<Debts>(&path) {
+            Ok(debts) => all.extend(debts),
+            Err(why) => problems.push(why),
+        }
+    }
+    (all, problems)
 }
 
 fn load_good(folder: &Path) -> Result<Option<(String, Files)>, String> {
@@ -202,7 +235,7 @@ fn load_good(folder: &Path) -> Result<Option<(String, Files)>, String> {
 }
 
 /// Names of files and folders, without those set aside and the temporary ones.
-fn entries(folder: &Path, problems: &mut Vec<String>) -> Vec<PathBuf> {
+pub(super) fn entries(folder: &Path, problems: &mut Vec<String>) -> Vec<PathBuf> {
     let found = match fs::read_dir(folder) {
         Ok(found) => found,
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Vec::new(),
@@ -265,7 +298,7 @@ pub fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<(), String> {
 }
 
 /// A pooler's name as a file name: other bytes than letters, digits, `_` and `-` as `%XX`.
-fn file_name(pooler: &str) -> String {
+pub(super) fn file_name(pooler: &str) -> String {
     let mut name = String::new();
     for byte in pooler.bytes() {
         if byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-') {

@@ -42,13 +42,12 @@ pub(super) async fn ping(endpoint: &Endpoint) -> Result<Pong, NoConnection> {
 
 async fn talk(stream: &mut TcpStream) -> io::Result<Pong> {
     stream.write_all(HELLO).await?;
-    if stream.read_u8().await? != b'E' {
-        return Ok(Pong::Serves);
-    }
+    let kind = stream.read_u8().await?;
     let length = usize::try_from(stream.read_u32().await?).unwrap_or(usize::MAX);
-    let mut fields = vec![0; length.saturating_sub(4).min(ANSWER_AT_MOST)];
-    stream.read_exact(&mut fields).await?;
-    Ok(read_error(&fields))
+    // To the end even if it does not matter: what is left unread makes a reset of the close, and the server logs that.
+    let mut body = vec![0; length.saturating_sub(4).min(ANSWER_AT_MOST)];
+    stream.read_exact(&mut body).await?;
+    Ok(if kind == b'E' { read_error(&body) } else { Pong::Serves })
 }
 
 /// Class 57 is operator intervention: `cannot_connect_now` and its like. Every other error is about us.

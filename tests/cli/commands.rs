@@ -40,7 +40,7 @@ fn every_command_has_help_with_an_example() {
 #[test]
 fn commands_of_later_versions_are_not_there() {
     let host = Host::new();
-    for command in ["archive-push", "archive-get", "release", "drain", "undrain", "backup", "restore"] {
+    for command in ["archive-push", "archive-get", "drain", "undrain", "backup", "restore"] {
         let ran = host.run(&[command]);
         assert_eq!((ran.code, ran.out.as_str()), (Some(2), ""), "{command}");
     }

@@ -7,4 +7,5 @@ mod control;
 mod hook;
 mod host;
 mod http;
+mod release;
 mod render;

@@ -5,7 +5,7 @@ use crate::processes::{As, Process, free_port, until};
 use crate::worker::Worker;
 use etcd_client::{Client, ConnectOptions, DeleteOptions, LeaseGrantOptions, PutOptions, Txn, TxnOp};
 use nix::sys::signal::Signal;
-use pgsquire::dcs::{self, StoreConfig, WorkerConfig, etcd::EtcdConfig};
+use pgsquire::dcs::{self, PublisherConfig, StoreConfig, WorkerConfig, etcd::EtcdConfig};
 use pgsquire_core::effect::Order;
 use pgsquire_core::event::{Event, Outcome, StoreChange, StoreRead};
 use std::time::Duration;
@@ -372,6 +372,7 @@ async fn a_user_and_a_private_certificate_are_shown() {
         &["user", "grant-role", "root", "root"],
         &["role", "add", "reader"],
         &["role", "grant-permission", "--prefix=true", "reader", "read", "/service/"],
+        &["role", "grant-permission", "--prefix=true", "reader", "readwrite", "/pgsquire/"],
         &["user", "grant-role", "squire", "reader"],
         &["auth", "enable"],
     ] {
@@ -395,6 +396,21 @@ async fn a_user_and_a_private_certificate_are_shown() {
     assert!(put.status.success(), "{put:?}");
     assert_eq!(next_change(&mut follower).await.changes[0].0, "leader");
     follower.stop().await;
+
+    let worker = WorkerConfig {
+        cluster: "main".into(),
+        prefix: dcs::own_prefix("/service/", "main", None),
+        store: StoreConfig::Etcd(config.clone()),
+    };
+    let mut publisher = Worker::start(64, |orders, events, stop| {
+        dcs::run_publisher(PublisherConfig::from(worker), orders, events, stop)
+    });
+    for keys in [&["poolers/a", "switch"][..], &["poolers/a"], &[]] {
+        let keys = keys.iter().map(|key| ((*key).into(), b"1".into())).collect();
+        let order = Order::Publish { cluster: "main".into(), keys };
+        assert_eq!(publisher.outcome(order).await, Outcome::Done);
+    }
+    publisher.stop().await;
 
     let refused = |config: EtcdConfig| async {
         let mut follower = follow_with(config, 64);

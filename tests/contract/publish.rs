@@ -215,6 +215,15 @@ async fn a_refusing_endpoint_costs_nothing_and_a_frozen_one_little() {
     let began = Instant::now();
     assert_eq!(first.outcome(publish(&[("poolers/a", "1")])).await, Outcome::Done);
     assert!(began.elapsed() < ANSWER, "{:?}", began.elapsed());
+    let mut etcd = cluster.client(0).await;
+    let lease = stored(&mut etcd).await["poolers/a"].1;
+    assert_eq!(first.outcome(put("registry/a", None)).await, Outcome::Done);
+    assert_eq!(first.outcome(publish(&[("poolers/a", "2")])).await, Outcome::Done);
+    assert_eq!(
+        stored(&mut etcd).await["poolers/a"].1,
+        lease,
+        "who refuses has done nothing that may come late"
+    );
     first.stop().await;
 
     // Frozen before the first word. The others may have to elect a leader before they can take anything.

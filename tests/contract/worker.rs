@@ -72,6 +72,12 @@ impl Worker {
         assert!(self.task.await.unwrap_err().is_cancelled());
     }
 
+    /// Ends it at once, wherever it is.
+    pub async fn crash(&mut self) {
+        self.task.abort();
+        assert!((&mut self.task).await.is_err_and(|e| e.is_cancelled()));
+    }
+
     /// Ends it in order.
     pub async fn stop(self) {
         self.stop.cancel();

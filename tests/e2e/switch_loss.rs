@@ -215,16 +215,22 @@ async fn a_daemon_that_hangs_does_not_hold_up_a_demotion() -> Result<()> {
             without_before_stop(site, &member).await?;
         }
         let bare = demotion_without_store(site, clients, false).await?;
-        site.step(&format!(
-            "from the lost lock to PostgreSQL stopped: {hooked} ms with the hook, {bare} ms without"
-        ));
+        site.step(&format!("from the lost lock on: with the hook {hooked:?}, without it {bare:?}"));
         Ok(())
     })
     .await
 }
 
-/// Cuts the primary's Patroni off from the store while its agent hangs; from "Demoting self" to the end of PostgreSQL.
-async fn demotion_without_store(site: &mut Site, clients: &Clients, hook: bool) -> Result<u64> {
+/// Since Patroni gave its lock up, in ms.
+#[derive(Debug)]
+#[expect(dead_code, reason = "shown to people")]
+struct Demotion {
+    stop_ordered: u64,
+    stopped: u64,
+}
+
+/// Cuts the primary's Patroni off from the store while its agent hangs.
+async fn demotion_without_store(site: &mut Site, clients: &Clients, hook: bool) -> Result<Demotion> {
     let old = site.leader().await?;
     let log = site.host(&old)?.log(Component::Patroni);
     let before = std::fs::read_to_string(&log)?.len();
@@ -236,10 +242,13 @@ async fn demotion_without_store(site: &mut Site, clients: &Clients, hook: bool) 
         let text = std::fs::read_to_string(&log)?.split_off(before);
         let line =
             |words: &str| text.lines().find(|l| l.contains(words)).with_context(|| format!("no `{words}`"));
-        Ok((millis(line("Demoting self")?)?, millis(line("database system is shut down")?)?, text.clone()))
+        let begun = millis(line("Demoting self")?)?;
+        let since = |words: &str| Ok::<_, anyhow::Error>(millis(line(words)?)?.saturating_sub(begun));
+        let stopped = since("database system is shut down")?;
+        Ok((Demotion { stop_ordered: since("received fast shutdown request")?, stopped }, text.clone()))
     };
     let step = std::time::Duration::from_millis(100);
-    let (begun, stopped, text) = wait::answer("the demotion", PATIENCE, step, times).await?;
+    let (demotion, text) = wait::answer("the demotion", PATIENCE, step, times).await?;
     let ran = hooks::runs(site.host(&old)?).split_off(runs);
     if hook {
         let run = ran.iter().find(|r| r.hook == "before-stop").context("before-stop did not run")?;
@@ -255,7 +264,7 @@ async fn demotion_without_store(site: &mut Site, clients: &Clients, hook: bool) 
     site.followed(&leader).await?;
     clients.served(site, &leader).await?;
     clients.book(site, &leader).await?;
-    Ok(stopped.saturating_sub(begun))
+    Ok(demotion)
 }
 
 /// Takes the hook out of Patroni's configuration.

@@ -28,6 +28,8 @@ pub struct Pauses {
     pub operator_all: bool,
     /// … or these databases.
     pub operator: BTreeSet<String>,
+    /// He paused the process, or these databases, while a pause of ours was on: that cannot be seen.
+    pub late: (bool, BTreeSet<String>),
     /// Last time at which somebody else ended a pause of ours: the operator, or a restart.
     pub broken: Time,
 }
@@ -58,7 +60,9 @@ impl PgBouncer {
         if std::mem::take(&mut self.pauses.operator_all) {
             self.paused_all = false;
         }
-        for database in std::mem::take(&mut self.pauses.operator) {
+        let (all, late) = std::mem::take(&mut self.pauses.late);
+        self.paused_all &= !all || self.pauses.ours_all;
+        for database in std::mem::take(&mut self.pauses.operator).into_iter().chain(late) {
             self.paused.remove(&database);
         }
     }
@@ -317,12 +321,14 @@ impl World {
             (true, true) if !pooler.paused_all => {
                 pooler.paused_all = true;
                 pooler.pauses.operator_all = !ours;
+                pooler.pauses.late.0 = ours;
             }
             (false, true) if !pooler.paused.contains(&database) => {
                 pooler.paused.insert(database.clone());
-                if !ours {
-                    pooler.pauses.operator.insert(database);
-                }
+                match ours {
+                    true => pooler.pauses.late.1.insert(database),
+                    false => pooler.pauses.operator.insert(database),
+                };
             }
             (_, true) => {}
             (true, false) => {

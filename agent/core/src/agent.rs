@@ -333,22 +333,17 @@ impl Agent {
             }
             let change =
                 reconcile::may_change(&self.config, pooler, self.now) && self.contradictions.is_empty();
-            // An agent that stops lets go of its pauses, and begins none.
-            let begins = (!self.ending)
-                .then(|| {
-                    switching::next_pause(&self.config, &name, pooler, decisions, &self.switches, self.now)
-                })
-                .flatten();
-            let next = begins
-                .or_else(|| {
-                    change
-                        .then(|| reconcile::next_change(&self.config, pooler, decisions, self.now))
-                        .flatten()
-                })
-                .or_else(|| {
-                    let ending = switching::Ending { agent_stops: self.ending, now: self.now };
-                    switching::end_pause(&self.config, &name, pooler, decisions, &self.switches, &ending)
-                });
+            let about_pause = switching::pause_order(
+                &self.config,
+                &name,
+                pooler,
+                decisions,
+                &self.switches,
+                &switching::Moment { agent_stops: self.ending, now: self.now },
+            );
+            let next = about_pause.or_else(|| {
+                change.then(|| reconcile::next_change(&self.config, pooler, decisions, self.now)).flatten()
+            });
             let Some((order, reason)) = next.or_else(|| reconcile::next_question(pooler, self.now)) else {
                 continue;
             };

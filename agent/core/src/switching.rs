@@ -90,6 +90,9 @@ impl Agent {
             return;
         }
         self.schedule.hurry(&Question::LocalPatroni);
+        if let Some(local) = &self.config.local {
+            self.schedule.hurry(&Question::Store(local.cluster.clone()));
+        }
         self.with_conductor(|facts, state, said| match kind {
             HookKind::BeforeStop => conductor::before_stop(facts, state, hook, wall, said),
             HookKind::PrePromote => conductor::pre_promote(facts, state, hook, said),
@@ -297,51 +300,38 @@ fn holds_of<'a>(config: &'a Config, name: &str, switches: &'a Switches) -> BTree
     held.filter_map(|(cluster, state)| Some((cluster.as_str(), state.hold.as_ref()?))).collect()
 }
 
-/// The next order that begins or keeps a pause of this pooler.
-pub(crate) fn next_pause(
-    config: &Config,
-    name: &str,
-    pooler: &Pooler,
-    decisions: &Decisions,
-    switches: &Switches,
-    now: Time,
-) -> Option<(PoolerOrder, Reason)> {
-    let holds = holds_of(config, name, switches);
-    pause::begin(config, config.pooler(name)?, pooler, decisions, &holds, now)
-}
-
 /// What the end of pauses depends on, besides the switches.
-pub(crate) struct Ending {
+pub(crate) struct Moment {
     pub(crate) agent_stops: bool,
     pub(crate) now: Time,
 }
 
-/// The order that ends a pause of this pooler, when it is time.
-pub(crate) fn end_pause(
+/// The next order about a pause of this pooler: one that begins or keeps it, else one that ends it. Both go before all
+/// other work: clients wait.
+pub(crate) fn pause_order(
     config: &Config,
     name: &str,
     pooler: &Pooler,
     decisions: &Decisions,
     switches: &Switches,
-    ending: &Ending,
+    moment: &Moment,
 ) -> Option<(PoolerOrder, Reason)> {
-    pooler.pause.as_ref()?;
     let routed = config.pooler(name)?;
-    let heard = routed.routes.values().all(|route| {
-        switches
-            .get(&route.cluster)
-            .is_some_and(|state| state.view.seen.is_some() || state.view.failed.is_some())
-    });
+    let holds = holds_of(config, name, switches);
+    if !moment.agent_stops
+        && let Some(order) = pause::begin(config, routed, pooler, decisions, &holds, moment.now)
+    {
+        return Some(order);
+    }
+    pooler.pause.as_ref()?;
+    let states = || routed.routes.values().filter_map(|route| switches.get(&route.cluster));
     let facts = pause::Ending {
-        stopping: ending.agent_stops,
-        held: !holds_of(config, name, switches).is_empty(),
-        heard,
-        given_up: routed
-            .routes
-            .values()
-            .any(|route| switches.get(&route.cluster).is_some_and(|s| s.given_up.is_some())),
-        loaded: reconcile::unloaded(pooler, decisions).is_empty(),
-        now: ending.now,
+        stopping: moment.agent_stops,
+        held: !holds.is_empty(),
+        heard: states().all(|state| state.view.seen.is_some() || state.view.failed.is_some()),
+        given_up: states().any(|state| state.given_up.is_some()),
+        needs_retry: reconcile::needs_login_retry(config, pooler, decisions, moment.now),
+        now: moment.now,
     };
     pause::finish(config, routed, pooler, decisions, &facts)
 }

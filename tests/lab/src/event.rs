@@ -64,14 +64,15 @@ pub async fn measure(
     let mut watcher = Watcher::start(lab)?;
     // The old primary must have been seen first, or it would be taken for a new one.
     let long_ago = Instant::now() - Duration::from_millis(1);
-    let (first, _) = watcher.writable_after(long_ago, limit).await.context("watching the old primary")?;
+    let (first, _) =
+        watcher.writable_after(long_ago, None, limit).await.context("watching the old primary")?;
     if first != from {
         bail!("{first} is writable, but {from} leads");
     }
     let direct = Load::start(direct_client(lab, &from)?).await.context("a client beside the poolers")?;
     let ordered = Instant::now();
     let (order, writable) =
-        tokio::join!(order(lab, happening, &from), watcher.writable_after(ordered, limit));
+        tokio::join!(order(lab, happening, &from), watcher.writable_after(ordered, Some(&from), limit));
     order?;
     let last_direct = direct.stop(DIRECT_END).await.commits.last().map(|c| c.at);
     let (to, writable) = writable.with_context(|| format!("after {happening:?} of {from}"))?;

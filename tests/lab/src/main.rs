@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use pgsquire_lab::bench::{self, Bench, Group, SwitchoverBench};
 use pgsquire_lab::{
-    Follow, HostRole, Lab, Load, LoadSpec, Part, PgBouncerBuild, Pooler, Progress, Spec, Store, demo,
+    Follow, HostRole, Lab, Load, LoadSpec, Part, PgBouncerBuild, Pooler, Progress, Spec, Store, Watcher, demo,
 };
 
 /// Real Patroni clusters and poolers on this machine.
@@ -230,11 +230,7 @@ async fn run(command: Command) -> Result<()> {
         Command::Down(place) => end(place.dir).await,
         Command::DemoDown { dir } => end(dir).await,
         Command::Status(place) => status(&Lab::attach(&place.dir)?).await,
-        Command::Switchover { to, place } => {
-            let to = Lab::attach(&place.dir)?.switchover(to.as_deref()).await?;
-            println!("{to} leads");
-            Ok(())
-        }
+        Command::Switchover { to, place } => switchover(&Lab::attach(&place.dir)?, to.as_deref()).await,
         Command::Kill(fault) => {
             let (mut lab, host) = fault.find().await?;
             lab.kill(&host, fault.what.part()).await
@@ -336,6 +332,21 @@ async fn status(lab: &Lab) -> Result<()> {
             if process.alive() { format!("process {}", process.pid) } else { "ended".into() }
         );
     }
+    Ok(())
+}
+
+async fn switchover(lab: &Lab, to: Option<&str>) -> Result<()> {
+    let (old, mut watcher) = (lab.leader().await?, Watcher::start(lab)?);
+    let ordered = Instant::now();
+    let limit = Duration::from_secs(60);
+    let (to, seen) = tokio::join!(lab.switchover(to), watcher.writable_after(ordered, Some(&old), limit));
+    let (to, (_, writable)) = (to?, seen?);
+    let at = std::time::SystemTime::now() - writable.elapsed();
+    println!(
+        "{to} leads, writable after {:.3} s, {:?}",
+        (writable - ordered).as_secs_f64(),
+        at.duration_since(std::time::UNIX_EPOCH)?
+    );
     Ok(())
 }
 

@@ -76,7 +76,7 @@ impl SimulatedPooler {
     /// The record as the agents write it; the lab does not share their code.
     fn word(&self) -> Value {
         json!({
-            "v": 1, "node": self.name, "member": null, "drained": self.words.get("drained"), "links_left": 0,
+            "v": 1, "node": self.name, "member": null, "drains": true, "drained": self.words.get("drained"), "links_left": 0,
             "fenced": self.words.get("fenced"), "holds": null,
         })
     }

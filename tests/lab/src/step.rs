@@ -36,6 +36,7 @@ pub struct Steps {
     own: (String, Changes),
     patroni: (String, Changes),
     watcher: Watcher,
+    old: String,
     start: Instant,
 }
 
@@ -47,14 +48,13 @@ impl Steps {
         let (own, patroni) = (own_prefix(lab.state()), patroni_prefix(lab.state()));
         let mut watcher = Watcher::start(lab)?;
         let long_ago = Instant::now() - Duration::from_millis(1);
-        watcher
-            .writable_after(long_ago, Duration::from_secs(30))
-            .await
-            .context("watching the old primary")?;
+        let watching = watcher.writable_after(long_ago, None, Duration::from_secs(30)).await;
+        let (old, _) = watching.context("watching the old primary")?;
         Ok(Self {
             own: (own.clone(), keys.watch(&own).await?),
             patroni: (patroni.clone(), keys.watch(&patroni).await?),
             watcher,
+            old,
             start: Instant::now(),
         })
     }
@@ -83,7 +83,12 @@ impl Steps {
                 let found = own.wait(&what, limit, |c| named(&c.key) && c.field("drained").is_some());
                 found.await.map(|_| ())
             }
-            Step::Promoted => self.watcher.writable_after(self.start, limit).await.context(what).map(|_| ()),
+            Step::Promoted => self
+                .watcher
+                .writable_after(self.start, Some(&self.old), limit)
+                .await
+                .context(what)
+                .map(|_| ()),
         }
     }
 }

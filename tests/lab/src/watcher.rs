@@ -23,7 +23,7 @@ const QUESTION: &str = "DO $$ DECLARE deadline timestamptz := clock_timestamp() 
      WHILE pg_is_in_recovery() AND clock_timestamp() < deadline LOOP PERFORM pg_sleep(0.001); END LOOP; END $$; \
      SELECT CASE WHEN pg_is_in_recovery() THEN '' ELSE (extract(epoch FROM clock_timestamp()) * 1000000)::bigint::text END";
 /// A member that says nothing for so long is asked on a new connection.
-const SILENCE: Duration = Duration::from_secs(1);
+const SILENCE: Duration = Duration::from_secs(3);
 
 /// Since when each member is writable.
 pub type WritableSince = Vec<(String, Option<Instant>)>;
@@ -47,18 +47,25 @@ impl Watcher {
         Ok(Self { seen, _tasks: tasks })
     }
 
-    /// The first member seen to become writable after `since`, and when, to a millisecond or two.
-    pub async fn writable_after(&mut self, since: Instant, limit: Duration) -> Result<(String, Instant)> {
-        let newer = |seen: &WritableSince| find_newer(seen, since).is_some();
+    /// The first member seen to become writable after `since`, and when, to a millisecond or two. Not `old`: a primary that
+    /// was silent for a moment is no new one.
+    pub async fn writable_after(
+        &mut self,
+        since: Instant,
+        old: Option<&str>,
+        limit: Duration,
+    ) -> Result<(String, Instant)> {
+        let newer = |seen: &WritableSince| find_newer(seen, since, old).is_some();
         let waiting = tokio::time::timeout(limit, self.seen.wait_for(newer));
         let seen =
             waiting.await.with_context(|| format!("no member writable within {} s", limit.as_secs()))??;
-        find_newer(&seen, since).context("the writable member is gone again")
+        find_newer(&seen, since, old).context("the writable member is gone again")
     }
 }
 
-fn find_newer(seen: &WritableSince, since: Instant) -> Option<(String, Instant)> {
-    seen.iter().find_map(|(name, at)| at.filter(|at| *at > since).map(|at| (name.clone(), at)))
+fn find_newer(seen: &WritableSince, since: Instant, old: Option<&str>) -> Option<(String, Instant)> {
+    let mut others = seen.iter().filter(|(name, _)| Some(name.as_str()) != old);
+    others.find_map(|(name, at)| at.filter(|at| *at > since).map(|at| (name.clone(), at)))
 }
 
 async fn watch_member(address: SocketAddrV4, index: usize, tell: watch::Sender<WritableSince>) {
@@ -127,8 +134,9 @@ mod tests {
         let start = Instant::now();
         let later = start + Duration::from_secs(1);
         let seen = vec![("pg1".to_string(), Some(start)), ("pg2".to_string(), None)];
-        assert_eq!(find_newer(&seen, start), None);
+        assert_eq!(find_newer(&seen, start, None), None);
         let seen = vec![("pg1".to_string(), None), ("pg2".to_string(), Some(later))];
-        assert_eq!(find_newer(&seen, start), Some(("pg2".to_string(), later)));
+        assert_eq!(find_newer(&seen, start, None), Some(("pg2".to_string(), later)));
+        assert_eq!(find_newer(&seen, start, Some("pg2")), None);
     }
 }

@@ -6,6 +6,9 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use pgsquire_lab::event::{self, Happening};
+use pgsquire_lab::keys::{Keys, own_prefix, patroni_prefix};
+use pgsquire_lab::simulated::SimulatedPoolers;
+use pgsquire_lab::step::{Step, Steps};
 use pgsquire_lab::{Component, Lab, Load, LoadSpec, Part, Pooler, Progress, Spec, Store, sql, wait};
 
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -133,5 +136,52 @@ async fn a_lab_that_is_dropped_ends_by_itself() -> anyhow::Result<()> {
     drop(lab);
     let gone = || !dir.exists() && processes_of(&dir).is_empty();
     assert!(wait::until(PATIENCE, gone).await, "left: {:?}", processes_of(&dir));
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_switchover_is_seen_in_the_store_and_simulated_poolers_answer() -> anyhow::Result<()> {
+    let lab = Lab::up(small(), &Progress::shown()).await?;
+    let dir = lab.dir().to_path_buf();
+    let (keys, own) = (Keys::of(lab.state(), 0)?, own_prefix(lab.state()));
+
+    let poolers = SimulatedPoolers::start(lab.state(), 3).await?;
+    let words = format!("{own}poolers/");
+    anyhow::ensure!(keys.below(&words).await?.len() == 3, "{:?}", keys.below(&words).await?);
+    let mut changes = keys.watch(&words).await?;
+    keys.put(&format!("{own}switch"), r#"{"v":1,"epoch":"7-8","phase":"drain"}"#, None).await?;
+    for _ in 0..3 {
+        let said = changes.wait("the word of a pooler", PATIENCE, |_| true).await?;
+        assert_eq!(said.field("drained").as_deref(), Some("7-8"), "{said:?}");
+    }
+    poolers.end().await?;
+    assert_eq!(keys.below(&words).await?, [], "their keys are left");
+
+    let old = lab.leader().await?;
+    let candidate = lab.switchover_tomorrow().await?;
+    let noted = keys.below(&format!("{}failover", patroni_prefix(lab.state()))).await?;
+    assert!(noted.len() == 1 && noted[0].1.contains("scheduled_at"), "{noted:?}");
+    lab.rest()?.forget_switchover(&old).await?;
+    lab.rest()?.restart(&old).await?;
+    assert_eq!(lab.wait_healthy(PATIENCE).await?, old);
+
+    lab.synchronous(PATIENCE).await?;
+    let mut steps = Steps::watch(&lab).await?;
+    let ordered = lab.order_switchover().await?;
+    steps.reach(Step::Ordered, None, PATIENCE).await?;
+    steps.reach(Step::Promoted, None, PATIENCE).await?;
+    ordered.await??;
+    assert_eq!(lab.wait_healthy(PATIENCE).await?, candidate);
+
+    if lab.state().cuts.is_ok() {
+        lab.cut_patroni_from_store(&candidate)?;
+        let without_store = || demoted(&lab, &candidate);
+        wait::answer("demotion without the store", PATIENCE, Duration::from_millis(200), without_store)
+            .await?;
+        lab.heal()?;
+    }
+    lab.wait_healthy(PATIENCE).await?;
+    lab.down().await?;
+    assert_nothing_left(&dir);
     Ok(())
 }

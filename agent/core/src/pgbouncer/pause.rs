@@ -386,7 +386,14 @@ pub fn finish(
         decision.target.is_some() || !led_there || !writes
     };
     let known = facts.given_up || decisions.iter().all(is_known);
-    let loaded = facts.loaded && !pooler.reload_unseen && pooler.look_due > facts.now;
+    let is_loaded = |(entry, decision): (&String, &Decision)| match &decision.target {
+        Some(target) => {
+            let led_there = own.left.as_ref().is_none_or(|left| pooler.loaded(entry).as_ref() == Some(left));
+            !led_there || pooler.is_loaded(entry, &target.endpoint)
+        }
+        None => true,
+    };
+    let loaded = decisions.iter().all(is_loaded) && !pooler.reload_unseen && !facts.needs_retry;
     (known && loaded || !config.mutants.obey(Rule::ResumeVerified))
         .then(|| resume("clients may go on: every route is loaded as it must be".to_string()))
         .flatten()
@@ -402,8 +409,8 @@ pub struct Ending {
     pub given_up: bool,
     /// The other agents were heard since the start.
     pub heard: bool,
-    /// No route leads elsewhere than the file.
-    pub loaded: bool,
+    /// Pools may carry a failed-login mark, and `server_login_retry` is not lowered yet.
+    pub needs_retry: bool,
     /// Now.
     pub now: Time,
 }

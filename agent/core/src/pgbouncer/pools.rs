@@ -323,6 +323,11 @@ impl Pooler {
             let why = "the configuration was read again meanwhile".into();
             self.observe_done(now, lost.since, lost.order, Outcome::Failed { why });
         }
+        if let Some(own) = &mut self.pause {
+            // The worker of before let go of it: it is paused again, or ended.
+            own.sure = false;
+        }
+        self.pause_failed = None;
         self.files_due = now;
         self.look_soon(now);
     }

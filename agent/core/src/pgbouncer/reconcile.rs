@@ -240,6 +240,11 @@ fn lower_login_retry(
     Some((PoolerOrder::BorrowLoginRetry { value }, Reason::new(Rule::LoginRetry, text)))
 }
 
+/// Whether clients that go on now could meet a failed-login mark that is not provided for.
+pub fn needs_login_retry(config: &Config, pooler: &Pooler, decisions: &Decisions, now: Time) -> bool {
+    lower_login_retry(config, pooler, decisions, now).is_some()
+}
+
 /// Whether the RELOAD is behind us: answered, or seen to be loaded.
 fn unloaded_but_for_looking(pooler: &Pooler, decisions: &Decisions) -> bool {
     pooler.reload_unseen || unloaded(pooler, decisions).is_empty()

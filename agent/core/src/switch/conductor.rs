@@ -121,12 +121,20 @@ impl Facts<'_> {
         self.observed.local_member(self.config).unwrap_or(&self.config.node)
     }
 
+    /// The leader key is ours, as last heard.
     fn leads(&self) -> Result<(), String> {
         let view = &self.observed.clusters[&self.cluster.name];
         let Some(leader) = &view.topology.leader else { return Err("nobody holds the leader key".into()) };
         if leader.name != self.member() {
             return Err(format!("{} holds the leader key, not {}", leader.name, self.member()));
         }
+        Ok(())
+    }
+
+    /// … and the store was read lately.
+    fn leads_by_read(&self) -> Result<(), String> {
+        self.leads()?;
+        let view = &self.observed.clusters[&self.cluster.name];
         let age = self.now.since(view.seen.unwrap_or(Time::ZERO));
         if view.seen.is_none() || age >= view.topology.config.loop_wait.min(self.cluster.max_fact_age) {
             return Err("the store has not confirmed the leader key lately".into());
@@ -291,8 +299,8 @@ fn advance(facts: &Facts<'_>, state: &SwitchState, stop: &mut Stop, said: &mut S
 
 fn check(facts: &Facts<'_>, stop: &mut Stop, said: &mut Said) -> bool {
     let patroni = &facts.observed.local_patroni;
-    match (patroni.last(), patroni.seen()) {
-        (Some(status), Some(seen)) if seen >= stop.asked => match kind(facts, stop, status) {
+    match (patroni.last(), patroni.seen(), facts.leads_by_read()) {
+        (Some(status), Some(seen), Ok(())) if seen >= stop.asked => match kind(facts, stop, status) {
             Ok(kind) => {
                 stop.record = Some(Switch {
                     v: VERSION,
@@ -315,8 +323,9 @@ fn check(facts: &Facts<'_>, stop: &mut Stop, said: &mut Said) -> bool {
                 false
             }
         },
-        _ if facts.now.since(stop.asked) >= CHECK_WITHIN => {
-            said.give(stop.hook, true, "the local Patroni did not say in time what it is about to do".into());
+        (.., led) if facts.now.since(stop.asked) >= CHECK_WITHIN || facts.leads().is_err() => {
+            let late = "the local Patroni did not say in time what it is about to do".to_string();
+            said.give(stop.hook, true, led.err().unwrap_or(late));
             false
         }
         _ => true,
