@@ -20,7 +20,7 @@ use core::time::Duration;
 
 /// Clients that wait get their answer this long before their own limit.
 const MARGIN: Duration = Duration::from_secs(5);
-/// A pause that failed is tried again after this.
+/// A pause that failed is tried again after this; it doubles twice.
 const AGAIN: Duration = Duration::from_millis(250);
 /// Pause between looks while links are to be let go of.
 const LOOK_AGAIN: Duration = Duration::from_millis(2);
@@ -217,7 +217,7 @@ pub fn begin(
     holds: &BTreeMap<&str, &Hold>,
     now: Time,
 ) -> Option<(PoolerOrder, Reason)> {
-    if config.mode != Mode::Enforce || pooler.pause_failed.is_some_and(|at| now.since(at) < AGAIN) {
+    if config.mode != Mode::Enforce || must_wait(pooler, now) {
         return None;
     }
     for (cluster, hold) in holds {
@@ -274,6 +274,12 @@ fn covers(scope: &PauseScope, list: &BTreeSet<String>) -> bool {
         PauseScope::Process => true,
         PauseScope::Databases(paused) => list.iter().all(|db| paused.contains(db)),
     }
+}
+
+/// An order about a pause failed lately.
+fn must_wait(pooler: &Pooler, now: Time) -> bool {
+    let pause = AGAIN.saturating_mul(1 << pooler.pause_failures.saturating_sub(1).min(2));
+    pooler.pause_failed.is_some_and(|at| now.since(at) < pause)
 }
 
 /// An operator's pause is his: it is neither joined nor lifted.
@@ -366,7 +372,7 @@ pub fn finish(
     facts: &Ending,
 ) -> Option<(PoolerOrder, Reason)> {
     let own = pooler.pause.as_ref()?;
-    if pooler.pause_failed.is_some_and(|at| facts.now.since(at) < AGAIN) {
+    if must_wait(pooler, facts.now) {
         return None;
     }
     let resume = |text: String| Some((PoolerOrder::EndPause, Reason::new(Rule::ResumeVerified, text)));
@@ -457,6 +463,7 @@ impl Pooler {
                     left,
                 });
                 self.pause_failed = None;
+                self.pause_failures = 0;
             }
             PoolerOrder::ExtendPause(pause) => {
                 if let Some(own) = &mut self.pause {
@@ -479,6 +486,7 @@ impl Pooler {
             _ => {
                 self.pause = None;
                 self.pause_failed = None;
+                self.pause_failures = 0;
             }
         }
     }
@@ -504,10 +512,12 @@ impl Pooler {
                 known.sure = false;
                 known.pause.clone_from(pause);
                 self.pause_failed = Some(now);
+                self.pause_failures += 1;
             }
             PoolerOrder::CutPaused { .. } => self.pause_cut = Some(now),
             PoolerOrder::ExtendPause(_) | PoolerOrder::ZeroMinPoolSize | PoolerOrder::EndPause => {
                 self.pause_failed = Some(now);
+                self.pause_failures += 1;
             }
             _ => return false,
         }

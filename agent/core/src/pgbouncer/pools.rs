@@ -126,6 +126,8 @@ pub struct Pooler {
     pub pause: Option<OwnPause>,
     /// When a pause failed last.
     pub pause_failed: Option<Time>,
+    /// How often it has failed in a row.
+    pub pause_failures: u32,
     /// When links were last cut under a pause.
     pub pause_cut: Option<Time>,
     /// The look that the notes were last brought up to date with.
@@ -160,6 +162,7 @@ impl Pooler {
             ladders: BTreeMap::new(),
             pause: None,
             pause_failed: None,
+            pause_failures: 0,
             pause_cut: None,
             noted: None,
             proved_good: false,
@@ -328,6 +331,7 @@ impl Pooler {
             own.sure = false;
         }
         self.pause_failed = None;
+        self.pause_failures = 0;
         self.files_due = now;
         self.look_soon(now);
     }
