@@ -5,6 +5,7 @@ use crate::scenarios::{POOL, Scenario};
 use crate::setup::{PoolerSetup, Setup};
 use crate::world::World;
 use pgsquire_core::config::Fence;
+use std::time::Duration;
 
 /// A second pooler host, with another PgBouncer.
 const OTHER: usize = 4;
@@ -21,6 +22,8 @@ const fn switch(
 }
 
 const AT: u64 = 8_000;
+/// Poolers that live and answer have drained by then.
+const AT_ONCE: Duration = Duration::from_millis(500);
 const SWITCHOVER: (u64, Fault, bool) = (AT, Fault::Switchover(0), true);
 
 /// All of them.
@@ -274,6 +277,9 @@ fn not_promoted(world: &World) -> Result<(), String> {
 }
 
 fn promoted_without_errors(world: &World) -> Result<(), String> {
+    if world.waited > AT_ONCE {
+        return Err(format!("before_stop waited {:?}", world.waited));
+    }
     promoted(world).and_then(|()| no_errors(world))
 }
 

@@ -168,6 +168,8 @@ pub struct World {
     pub hooked: u64,
     /// What clients of write routes were told instead of an answer.
     pub errors: u64,
+    /// The longest that a `before_stop` has waited.
+    pub waited: Duration,
     /// Steps so far.
     pub steps: u64,
     queue: BinaryHeap<Reverse<Slot>>,
@@ -189,6 +191,7 @@ impl World {
             hooks: BTreeMap::new(),
             hooked: 0,
             errors: 0,
+            waited: Duration::ZERO,
             steps: 0,
             queue: BinaryHeap::new(),
             order: 0,
