@@ -99,6 +99,10 @@ pub struct Host {
     pub disturbed: Time,
     /// What the invariants remember.
     pub memory: crate::memory::Memory,
+    /// Servers that it watches, by cluster.
+    pub watched: std::collections::BTreeMap<String, crate::probe::Watched>,
+    /// Since when its poolers are in the registry, by cluster.
+    pub registered: std::collections::BTreeMap<String, Time>,
     /// Answers that came, to be repeated.
     pub answers: Vec<Event>,
 }
@@ -122,6 +126,8 @@ impl World {
         host.answers.clear();
         host.memory.restarted(&host.state);
         let (run, name) = (host.run, host.name.clone());
+        self.hosts[h].watched.clear();
+        self.begin_peers(h);
         self.say(|_| format!("{name}: the agent starts (run {run})"));
         self.tell(h, run, vec![Event::Tick]);
     }
@@ -134,6 +140,27 @@ impl World {
         host.run += 1;
         let name = host.name.clone();
         self.say(|_| format!("{name}: the agent is killed"));
+        self.orphan_hooks(h);
+    }
+
+    /// The agent is told to stop, and ends.
+    pub fn stop_agent(&mut self, h: usize) {
+        let run = self.hosts[h].run;
+        self.tell(h, run, vec![Event::Stopping]);
+        let after = self.rng.millis(20, 1500);
+        self.later(after, Thing::EndAgent(h, run));
+    }
+
+    /// An agent that was told to stop has ended: systemd runs `pgsquire release` after it.
+    pub fn end_agent(&mut self, h: usize, run: u64) {
+        if self.hosts[h].run == run && self.hosts[h].agent.is_some() {
+            self.revoke_leases(h);
+            self.kill_agent(h);
+            self.later(Duration::from_millis(20), Thing::Release(h));
+            if self.healed.is_some() {
+                self.later(Duration::from_millis(300), Thing::StartAgent(h));
+            }
+        }
     }
 
     /// The agent is told something.
@@ -183,6 +210,10 @@ impl World {
     fn order(&mut self, h: usize, effect: Effect) {
         if matches!(effect.order, Order::Record(_)) {
             return;
+        }
+        if let Order::AnswerHook { hook, answer } = effect.order {
+            self.say(|w| format!("{} -> hook {}: {answer:?}", w.hosts[h].name, hook.0));
+            return self.later(Duration::from_millis(1), Thing::Hook(hook.0, Some(answer)));
         }
         self.say(|w| format!("{} -> {} [{}]", w.hosts[h].name, name_of(&effect.order), effect.reason));
         self.check_ordered(h, &effect);

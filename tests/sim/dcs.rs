@@ -46,6 +46,8 @@ pub struct Store {
     pub history: Vec<Change>,
     keys: BTreeMap<String, (StoredValue, Option<usize>)>,
     leases: BTreeMap<usize, Time>,
+    /// Leases that were ever given; no number is given twice.
+    pub granted: usize,
     leaders: Vec<(u64, Option<String>)>,
     /// Consensus terms by the revision at which they began; each election raises it.
     terms: Vec<(u64, u64)>,
@@ -63,6 +65,7 @@ impl Store {
             history: Vec::new(),
             keys: BTreeMap::new(),
             leases: BTreeMap::new(),
+            granted: 0,
             leaders: vec![(0, None)],
             terms: vec![(0, 2)],
         }
@@ -133,6 +136,31 @@ impl Store {
     /// After an outage all leases live for their whole time again.
     pub fn renew_all(&mut self, until: Time) {
         self.leases.values_mut().for_each(|end| *end = until);
+    }
+
+    /// A lease under a number that was never given; it ends then, unless it is renewed.
+    pub fn grant(&mut self, until: Time) -> usize {
+        self.granted += 1;
+        self.leases.insert(self.granted, until);
+        self.granted
+    }
+
+    /// Whether a lease has not ended.
+    pub fn has_lease(&self, lease: usize) -> bool {
+        self.leases.contains_key(&lease)
+    }
+
+    /// The lease of a key.
+    pub fn lease_of(&self, key: &str) -> Option<usize> {
+        self.keys.get(key).and_then(|(_, lease)| *lease)
+    }
+
+    /// Ends a lease at once.
+    pub fn revoke(&mut self, lease: usize) {
+        self.leases.remove(&lease);
+        let bound = |(_, l): &(StoredValue, Option<usize>)| *l == Some(lease);
+        let keys: Vec<String> = self.keys.iter().filter(|(_, v)| bound(v)).map(|(k, _)| k.clone()).collect();
+        self.delete_all(&keys);
     }
 
     /// Ends leases that are over. Returns whether anything changed.

@@ -51,6 +51,20 @@ pub enum Fault {
     HostRest(usize),
     /// The agent is killed.
     Agent(usize),
+    /// The operator restarts the leader's server.
+    Restart(usize),
+    /// Patroni changes its mind while a hook runs.
+    CalledOff(usize),
+    /// A switchover is scheduled, for soon or for later.
+    Scheduled(usize),
+    /// The leader key is deleted, though its holder is well.
+    LeaderKey(usize),
+    /// The agent is told to stop.
+    AgentStopped(usize),
+    /// The agent is frozen until it is mended.
+    AgentHangs(usize),
+    /// The operator pauses the process or a database of it.
+    OperatorPauses(usize, usize, bool),
     /// The agent is frozen; its last snapshot is still shown.
     AgentFrozen(usize),
     /// Workers are slow.
@@ -105,12 +119,20 @@ impl World {
         let with_pooler = *self.rng.pick(&pooled);
         let p = self.rng.below(self.hosts[with_pooler].poolers.len());
         let f = self.rng.below(self.hosts[h].follows.len());
+        let operator = self.rng.one_in(2);
         let edit = *self.rng.pick(&[Edit::Unrelated, Edit::Syntax, Edit::Refused, Edit::Route]);
         *self.rng.pick(&[
             Fault::Switchover(c),
             Fault::Switchover(c),
             Fault::Switchover(c),
             Fault::Switchover(c),
+            Fault::Restart(c),
+            Fault::CalledOff(c),
+            Fault::Scheduled(c),
+            Fault::LeaderKey(c),
+            Fault::AgentStopped(h),
+            Fault::AgentStopped(with_pooler),
+            Fault::OperatorPauses(with_pooler, p, operator),
             Fault::Machine(c, m),
             Fault::Machine(c, m),
             Fault::Postgres(c, m),
@@ -162,6 +184,10 @@ impl World {
             | Fault::Rest(..)
             | Fault::MemberStore(..)
             | Fault::Lag(..)
+            | Fault::Restart(..)
+            | Fault::CalledOff(..)
+            | Fault::Scheduled(..)
+            | Fault::LeaderKey(..)
             | Fault::PromotedByHand(..) => self.member_fault(fault, on),
             Fault::Pause(c) if self.clusters[c].paused != on && !self.clusters[c].store.outage => {
                 self.clusters[c].paused = on;
@@ -187,12 +213,20 @@ impl World {
                 }
             }
             Fault::Postgres(c, m) if on => self.kill_server(c, m),
+            Fault::Restart(c) if on => self.restart_primary(c),
+            Fault::CalledOff(c) if on => self.called_off(c),
+            Fault::Scheduled(c) if on => self.schedule_switchover(c),
+            Fault::LeaderKey(c) if on && !self.clusters[c].store.outage => {
+                self.clusters[c].store.delete("leader");
+                self.store_changed(c);
+            }
             Fault::PatroniDead(c, m) => self.patroni_dead(c, m, on),
             Fault::PatroniFrozen(c, m) => self.clusters[c].members[m].patroni.frozen = on,
             Fault::Rest(c, m) => self.clusters[c].members[m].rest_dead = on,
             Fault::MemberStore(c, m) => self.clusters[c].members[m].store_cut = on,
             Fault::Lag(c, m) => self.clusters[c].members[m].pg.lag = if on { 64 << 20 } else { 0 },
             Fault::PromotedByHand(c, m) if on => {
+                self.clusters[c].by_hand = true;
                 let now = self.now;
                 let pg = &mut self.clusters[c].members[m].pg;
                 let timeline = pg.timeline + 1;
@@ -223,6 +257,8 @@ impl World {
         let patroni = &mut self.clusters[c].members[m].patroni;
         patroni.life += 1;
         patroni.action = crate::patroni::Action::Idle;
+        patroni.state = None;
+        self.kill_hooks(c, m);
         self.turn(c, m, Run::Down, true);
         let patroni = &self.clusters[c].members[m].patroni;
         if patroni.alive {
@@ -241,6 +277,7 @@ impl World {
         if patroni.action != crate::patroni::Action::Promoting {
             patroni.action = crate::patroni::Action::Idle;
         }
+        patroni.state = None;
         if !dead {
             self.wake_patroni(c, m);
         }
@@ -281,6 +318,7 @@ impl World {
         let mut rebuilt = store.rebuilt(revision, &id, until);
         rebuilt.outage = store.outage;
         self.clusters[c].store = rebuilt;
+        self.rebuild_own(c, &id);
         self.clusters[c].rebuilt = Some(self.now);
         self.at(until, Thing::Lease(c));
         for h in 0..self.hosts.len() {
@@ -314,7 +352,14 @@ impl World {
             }
             Fault::Watch(h, f) if on => self.break_watch(h, f, "the connection was reset"),
             Fault::HostRest(h) => self.hosts[h].trouble.rest_cut = on,
-            Fault::Agent(h) if on => self.kill_agent(h),
+            Fault::Agent(h) if on => self.crash_agent(h),
+            Fault::AgentStopped(h) if on => self.stop_agent(h),
+            Fault::AgentStopped(h) => self.start_agent(h),
+            Fault::AgentHangs(h) => {
+                self.hosts[h].frozen_until = if on { Time::NEVER } else { self.now };
+                self.wake_up(h);
+            }
+            Fault::OperatorPauses(h, p, all) => self.operator(h, p, all, on),
             Fault::Agent(h) => self.start_agent(h),
             Fault::AgentFrozen(h) if on => self.hosts[h].frozen_until = self.now + lasting,
             Fault::Slow(h) => self.hosts[h].trouble.slow = if on { 2500 } else { 0 },
@@ -331,6 +376,9 @@ impl World {
         }
         if let Fault::Agent(h)
         | Fault::AgentFrozen(h)
+        | Fault::AgentHangs(h)
+        | Fault::AgentStopped(h)
+        | Fault::OperatorPauses(h, ..)
         | Fault::Slow(h)
         | Fault::Failing(h)
         | Fault::StateFull(h)

@@ -86,7 +86,7 @@ impl World {
         let untold = |problem: &String| problem.contains("could not be kept");
         let keep_failed = clusters.flat_map(|c| &c.problems).any(untold);
         self.hosts[h].memory.keep_failed |= keep_failed;
-        if let Err((invariant, text)) = self.judge_snapshot(h) {
+        if let Err((invariant, text)) = self.judge_snapshot(h).and_then(|()| self.judge_held(h)) {
             let name = &self.hosts[h].name;
             let text = format!("{name}: {text}");
             self.broken(invariant, text);
@@ -117,6 +117,10 @@ impl World {
             let Some((look, _)) = memory.and_then(|m| m.look.as_ref()) else {
                 return Err(("S2", format!("pool {} is up without a look at its console", pooler.name)));
             };
+            if pooler.pool.holding.is_some() {
+                // Its clients wait: a red answer would cut them.
+                continue;
+            }
             for route in &pooler.routes {
                 let Some(target) = &route.target else {
                     return Err((
@@ -227,7 +231,10 @@ impl World {
             found = Some(format!("an old answer changed something: {old:?}"));
         }
         once.handle(now, event.clone());
-        let repeats = !matches!(event, Event::Hinted(_) | Event::TermForgotten { .. } | Event::Configured(_));
+        let repeats = !matches!(
+            event,
+            Event::Hinted(_) | Event::HookAsked { .. } | Event::TermForgotten { .. } | Event::Configured(_)
+        );
         if repeats && idle(once.clone(), event.clone()) != idle(once, Event::Tick) {
             found = Some(format!("the same event twice changed something: {event:?}"));
         }

@@ -87,6 +87,10 @@ impl World {
             if let Some(m) = cluster.members.iter().find(|m| m.name != leader.name && !m.pg.is_replica()) {
                 return Err(format!("{} is no replica yet", m.name));
             }
+            let peers = [cluster.own.get("switch"), cluster.own.get("fence")];
+            if let Some(record) = peers.into_iter().flatten().next() {
+                return Err(format!("a record stays in the store: {record}"));
+            }
             if cluster.members.iter().any(|m| m.pg.timeline != leader.pg.timeline) {
                 return Err(format!("not all of {} follow the leader's timeline", cluster.name));
             }
@@ -105,6 +109,9 @@ impl World {
             }
         }
         for cluster in &status.clusters {
+            if let Some(hold) = &cluster.switch.hold {
+                return Err(format!("{} is held: {}", cluster.name, hold.why));
+            }
             if host.state.terms.get(&cluster.name) != cluster.term.as_ref() {
                 return Err(format!("the term of {} is not kept", cluster.name));
             }
@@ -200,11 +207,21 @@ fn settled_pooler(host: &Host, pooler: &PgBouncer) -> Result<(), String> {
     if !pooler.up {
         return Err("PgBouncer is not running".into());
     }
+    if pooler.paused_all {
+        return Err("the process is paused".into());
+    }
+    if host.state.pauses.contains_key(&pooler.name) {
+        return Err("a pause is journalled".into());
+    }
     if let Some(database) = pooler.paused.first() {
         return Err(format!("{database} is paused"));
     }
     if host.state.cut.get(&pooler.name).is_some_and(|cuts| !cuts.is_empty()) {
         return Err("a cut is noted".into());
+    }
+    let min: u32 = pooler.disk.setting("min_pool_size").and_then(|n| n.parse().ok()).unwrap_or(0);
+    if pooler.min_pool_size != min {
+        return Err(format!("min_pool_size is {}, not {min}", pooler.min_pool_size));
     }
     let wanted = pooler.disk.setting("server_login_retry").unwrap_or_else(|| "15".into());
     if pooler.login_retry != wanted || host.state.borrowed_login_retry.contains_key(&pooler.name) {

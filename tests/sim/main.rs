@@ -1,11 +1,13 @@
 //! The whole core on many hosts, in worlds where everything breaks: seeded, deterministic, without a clock.
 //!
 //! `SEEDS=20000 cargo test --test sim seeds` tries more worlds; `SEED=7 cargo test --test sim replay -- --nocapture`
-//! shows one. A failing run prints its seed, and the end of its log.
+//! shows one (with `SCENARIO=name` one of the directed ones). A failing run prints its seed, and the end of its log.
 
 mod agent_host;
+mod clients;
 mod dcs;
 mod faults;
+mod hooks;
 mod invariants;
 mod liveness;
 mod mask;
@@ -14,13 +16,19 @@ mod mending;
 mod mutants;
 mod orders;
 mod patroni;
+mod pausing;
+mod peers;
 mod pgbouncer;
 mod postgres;
+mod probe;
 mod rest;
 mod rng;
 mod runs;
 mod scenarios;
 mod setup;
+mod switch_faults;
+mod switch_invariants;
+mod switches;
 mod watch;
 mod workers;
 mod world;
@@ -59,7 +67,7 @@ fn seeds() {
 #[test]
 fn scenarios_hold() {
     let runs =
-        scenarios::ALL.iter().flat_map(|scenario| (1..=10).map(|seed| Run::scenario(scenario, seed, None)));
+        scenarios::all().flat_map(|scenario| (1..=10).map(move |seed| Run::scenario(scenario, seed, None)));
     let failed: Vec<Run> = runs.filter(|run| run.violation.is_some()).collect();
     assert_all_hold(&failed);
 }
@@ -77,7 +85,13 @@ fn write_pools_follow_a_switchover_at_once() {
 #[test]
 fn replay() {
     if let Some(seed) = number_from("SEED") {
-        let run = Run::random(seed, None).again_with_log();
+        let named = std::env::var("SCENARIO").ok();
+        let scenario = named.and_then(|name| scenarios::all().find(|scenario| scenario.name == name));
+        let run = match scenario {
+            Some(scenario) => Run::scenario(scenario, seed, None),
+            None => Run::random(seed, None),
+        };
+        let run = run.again_with_log();
         println!("{}", run.log.join("\n"));
         assert!(run.violation.is_none(), "{:?}", run.violation);
     }

@@ -15,6 +15,8 @@ pub struct PoolerMemory {
     pub reloads: VecDeque<Time>,
     /// The last look that the agent was told, and when it was begun by the host's clock.
     pub look: Option<(ConsoleView, Time)>,
+    /// What the journal said before the pause that is being begun.
+    pub journalled: Option<pgsquire_core::effect::Pause>,
     /// Highest timeline that each write route was led to.
     pub timelines: BTreeMap<String, u32>,
 }
@@ -72,7 +74,10 @@ impl Memory {
 
     /// What the host knew of timelines is void.
     pub fn forget(&mut self) {
-        self.stores.values_mut().for_each(|store| store.ordered = 0);
+        for store in self.stores.values_mut() {
+            store.ordered = 0;
+            store.newest = None;
+        }
         self.poolers.values_mut().for_each(|pooler| pooler.timelines.clear());
     }
 }

@@ -41,7 +41,11 @@ impl World {
         let host = &mut self.hosts[h];
         host.trouble = Trouble::default();
         host.disturbed = now;
+        let hung = host.frozen_until > now;
         host.frozen_until = host.frozen_until.min(now);
+        for pooler in &mut host.poolers {
+            pooler.operator_resumes();
+        }
         for f in 0..host.follows.len() {
             let follow = &mut self.hosts[h].follows[f];
             (follow.cut, follow.stale, follow.swapped, follow.lag) = (false, None, None, 20);
@@ -62,6 +66,9 @@ impl World {
             }
         }
         self.start_agent(h);
+        if hung {
+            self.wake_up(h);
+        }
     }
 
     /// The operator takes a broken edit back.

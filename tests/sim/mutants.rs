@@ -9,7 +9,7 @@ const WORLDS: u64 = 200;
 
 /// The first run in which an invariant does not hold with the rule broken.
 fn found(rule: Rule) -> Option<Run> {
-    let directed = scenarios::ALL.iter().flat_map(|scenario| (1..=3).map(move |seed| (scenario, seed)));
+    let directed = scenarios::all().flat_map(|scenario| (1..=3).map(move |seed| (scenario, seed)));
     let mut directed = directed.map(|(scenario, seed)| Run::scenario(scenario, seed, Some(rule)));
     let noticed = |run: &Run| run.violation.is_some();
     directed.find(noticed).or_else(|| (1..=WORLDS).map(|seed| Run::random(seed, Some(rule))).find(noticed))
@@ -53,4 +53,16 @@ mutants! {
     primary_up => PrimaryUp,
     observe_mode => ObserveMode,
     once_only => OnceOnly,
+    drain_planned => DrainPlanned,
+    hold_lost => HoldLost,
+    hold_on_proof => HoldOnProof,
+    ack_drained => AckDrained,
+    ack_gone => AckGone,
+    fenced => Fenced,
+    strict_fence => StrictFence,
+    resume_when_writable => ResumeWhenWritable,
+    not_into_the_drained => NotIntoTheDrained,
+    resume_verified => ResumeVerified,
+    no_refill => NoRefill,
+    dead_man => DeadMan,
 }

@@ -78,6 +78,9 @@ impl World {
         after.parts.extend(files.iter().map(|(path, (_, new))| (path.clone(), new.clone())));
         for (_, route, to) in self.moved(h, p, &before, &after) {
             let Some(at) = self.member_at(&to).filter(|_| route.to == RouteTo::Primary) else { continue };
+            if self.is_promised(h, p, at) {
+                continue;
+            }
             let timeline = self.member(at).pg.wrote_within(self.now, MAX_FACT_AGE).unwrap_or(0);
             let store = self.hosts[h].memory.stores.entry(route.cluster).or_default();
             let highest = store.ordered;
@@ -186,7 +189,7 @@ impl World {
             RouteTo::Local if self.hosts[h].local != Some(members[0]) => Err("this is another host".into()),
             RouteTo::Local => Ok(()),
             RouteTo::Replica | RouteTo::Any => {
-                members.into_iter().try_for_each(|at| self.judge_read_target(route, at))
+                members.into_iter().try_for_each(|at| self.judge_read_target(h, p, route, at))
             }
         }
     }
@@ -200,6 +203,9 @@ impl World {
         at: (usize, usize),
     ) -> Result<(), String> {
         let now = self.now;
+        if self.is_promised(h, p, at) {
+            return Ok(());
+        }
         let wrote = self.member(at).pg.wrote_within(now, MAX_FACT_AGE + ORDER_TIME);
         let timeline = wrote.ok_or("it was not writable for long")?;
         if let Some(other) = self.other_primary(at, timeline) {
@@ -237,9 +243,10 @@ impl World {
         claims.map(|(_, other)| other.name.clone()).next()
     }
 
-    fn judge_read_target(&self, route: &Route, at: (usize, usize)) -> Result<(), String> {
+    fn judge_read_target(&self, h: usize, p: usize, route: &Route, at: (usize, usize)) -> Result<(), String> {
         let member = self.member(at);
-        let leads = member.pg.wrote_within(self.now, MAX_FACT_AGE + ORDER_TIME).is_some();
+        let promised = route.fallback_primary && self.is_promised(h, p, at);
+        let leads = promised || member.pg.wrote_within(self.now, MAX_FACT_AGE + ORDER_TIME).is_some();
         if leads && (route.to == RouteTo::Any || route.fallback_primary) {
             return Ok(());
         }

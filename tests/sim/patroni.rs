@@ -2,7 +2,7 @@
 
 use crate::postgres::Run;
 use crate::world::{Thing, World};
-use pgsquire_core::event::{Event, Hint};
+use pgsquire_core::event::{Event, Hint, HookKind};
 use pgsquire_core::time::Time;
 use std::time::Duration;
 
@@ -19,6 +19,10 @@ pub enum Action {
     Promoting,
     /// Its server will come back as a replica.
     Restarting,
+    /// About to stop its server inside the loop: nobody renews the lease.
+    Demoting,
+    /// Its server will come back as the primary.
+    RestartingPrimary,
 }
 
 /// Patroni on one member.
@@ -36,6 +40,10 @@ pub struct Patroni {
     pub action: Action,
     /// The role it says while it does not ask its server.
     pub cached_role: &'static str,
+    /// The state that it says, whatever its server does.
+    pub state: Option<&'static str>,
+    /// A promotion was refused: it is out of the race until then.
+    no_race_until: Time,
     next_loop: Time,
 }
 
@@ -49,6 +57,8 @@ impl Patroni {
             lock_until: Time::ZERO,
             action: Action::Idle,
             cached_role: if primary { "primary" } else { "replica" },
+            state: None,
+            no_race_until: Time::ZERO,
             next_loop: Time::ZERO,
         }
     }
@@ -61,12 +71,23 @@ pub enum Step {
     Loop,
     /// The store did not come back in time.
     GaveUp,
+    /// The checkpoint before a stop is done.
+    Checkpointed,
+    /// A hook has returned.
+    Hooked {
+        /// Which.
+        kind: HookKind,
+        /// It may go on.
+        go_on: bool,
+    },
     /// The server has stopped.
     Stopped,
     /// The key is given away.
     Release,
     /// The server is started as a replica.
     StartReplica,
+    /// The server is started as the primary that it was.
+    StartPrimary,
     /// The server has started.
     Started {
         /// As a primary.
@@ -105,6 +126,8 @@ impl World {
             Step::GaveUp => patroni.action == Action::GivingUp,
             Step::Release => patroni.action == Action::SwitchingOver,
             Step::StartReplica => patroni.action == Action::Restarting,
+            Step::StartPrimary => patroni.action == Action::RestartingPrimary,
+            Step::Checkpointed => patroni.action == Action::SwitchingOver,
             _ => true,
         };
         if !meant {
@@ -113,15 +136,24 @@ impl World {
         match step {
             Step::Loop => self.patroni_loop(c, m),
             Step::GaveUp => self.gave_up(c, m),
+            Step::Checkpointed => self.stop_begins(c, m, "stopping"),
+            Step::Hooked { kind, go_on } => self.hooked(c, m, kind, go_on),
             Step::Stopped => self.turn(c, m, Run::Down, true),
             Step::Release => self.release(c, m),
             Step::StartReplica => {
                 self.turn(c, m, Run::Starting, true);
                 self.clusters[c].members[m].patroni.cached_role = "replica";
+                self.clusters[c].members[m].patroni.state = None;
                 let after = self.rng.millis(200, 2000);
                 self.step_later(c, m, after, Step::Started { primary: false });
             }
+            Step::StartPrimary => {
+                self.turn(c, m, Run::Starting, false);
+                let after = self.rng.millis(100, 800);
+                self.step_later(c, m, after, Step::Started { primary: true });
+            }
             Step::Started { primary } => {
+                self.clusters[c].members[m].patroni.state = None;
                 self.turn(c, m, Run::Running, !primary);
                 self.clusters[c].members[m].patroni.action = Action::Idle;
                 self.wake_patroni(c, m);
@@ -138,6 +170,7 @@ impl World {
         let timeline = member.pg.timeline;
         member.pg.turn(now, run, in_recovery, timeline);
         let name = member.name.clone();
+        self.server_turned(c, m);
         let kind = if in_recovery { "replica" } else { "primary" };
         self.say(|_| format!("{name}: server {run:?} as {kind} on timeline {timeline}"));
     }
@@ -176,6 +209,9 @@ impl World {
         let loop_wait = self.clusters[c].loop_wait;
         self.clusters[c].members[m].patroni.next_loop = now + loop_wait;
         self.step_later(c, m, loop_wait, Step::Loop);
+        if self.clusters[c].members[m].patroni.action == Action::Demoting {
+            return;
+        }
         if !self.reaches_store(c, m) {
             self.without_store(c, m);
             return;
@@ -220,11 +256,72 @@ impl World {
     fn demote(&mut self, c: usize, m: usize) {
         let patroni = &mut self.clusters[c].members[m].patroni;
         patroni.lock_until = Time::ZERO;
-        patroni.action = Action::Restarting;
-        patroni.cached_role = "demoted";
-        self.turn(c, m, Run::Down, true);
-        let after = self.rng.millis(500, 2500);
-        self.step_later(c, m, after, Step::StartReplica);
+        patroni.action = Action::Demoting;
+        self.stop_begins(c, m, "stopping");
+    }
+
+    /// The server is about to be stopped.
+    fn stop_begins(&mut self, c: usize, m: usize, state: &'static str) {
+        self.clusters[c].members[m].patroni.state = Some(state);
+        self.run_hook(c, m, HookKind::BeforeStop);
+    }
+
+    /// A hook has returned.
+    fn hooked(&mut self, c: usize, m: usize, kind: HookKind, go_on: bool) {
+        match (kind, self.clusters[c].members[m].patroni.action) {
+            (HookKind::BeforeStop, Action::Demoting) => {
+                let patroni = &mut self.clusters[c].members[m].patroni;
+                patroni.action = Action::Restarting;
+                patroni.cached_role = "demoted";
+                self.turn(c, m, Run::Down, true);
+                let after = self.rng.millis(500, 2500);
+                self.step_later(c, m, after, Step::StartReplica);
+            }
+            (HookKind::BeforeStop, Action::SwitchingOver) => {
+                self.turn(c, m, Run::Stopping, false);
+                let stop = self.rng.millis(30, 600);
+                self.step_later(c, m, stop, Step::Stopped);
+                self.step_later(c, m, stop + Duration::from_secs(1), Step::Release);
+            }
+            (HookKind::BeforeStop, Action::RestartingPrimary) => {
+                self.turn(c, m, Run::Stopping, false);
+                let stop = self.rng.millis(30, 600);
+                self.step_later(c, m, stop, Step::Stopped);
+                self.step_later(c, m, stop + Duration::from_millis(20), Step::StartPrimary);
+            }
+            (HookKind::PrePromote, Action::Promoting) if go_on => self.promote_server(c, m),
+            (HookKind::PrePromote, Action::Promoting) => {
+                let out = self.now + self.clusters[c].ttl;
+                let patroni = &mut self.clusters[c].members[m].patroni;
+                patroni.action = Action::Idle;
+                patroni.no_race_until = out;
+                self.give_key_away(c, m);
+            }
+            _ => {}
+        }
+    }
+
+    /// The operator restarts the server of the leader.
+    pub fn restart_primary(&mut self, c: usize) {
+        let leader = self.clusters[c].store.leader();
+        let leads = |member: &crate::world::Member| {
+            Some(&member.name) == leader.as_ref()
+                && member.pg.is_writable()
+                && member.patroni.action == Action::Idle
+                && member.patroni.alive
+                && !member.patroni.frozen
+        };
+        if let Some(m) = self.clusters[c].members.iter().position(leads) {
+            self.clusters[c].members[m].patroni.action = Action::RestartingPrimary;
+            self.stop_begins(c, m, "restarting");
+        }
+    }
+
+    /// Patroni changes its mind while a hook runs.
+    pub fn call_off(&mut self, c: usize, m: usize) {
+        self.kill_hooks(c, m);
+        let patroni = &mut self.clusters[c].members[m].patroni;
+        (patroni.action, patroni.state) = (Action::Idle, None);
     }
 
     fn as_leader(&mut self, c: usize, m: usize, until: Time) {
@@ -255,6 +352,9 @@ impl World {
     /// A planned switchover, if one is asked for.
     fn switch_over(&mut self, c: usize, m: usize) {
         let Some(wish) = self.clusters[c].store.get("failover") else { return };
+        if self.is_for_later(&wish) {
+            return;
+        }
         let candidates = self.clusters[c].members.iter().enumerate();
         let ready = candidates.filter(|(n, other)| *n != m && other.pg.is_replica() && other.patroni.alive);
         let wished: Vec<_> =
@@ -266,14 +366,26 @@ impl World {
         let name = self.clusters[c].members[m].name.clone();
         self.say(|_| format!("{name}: switchover begins"));
         let checkpoint = self.rng.millis(0, 1000);
-        let stop = checkpoint + self.rng.millis(30, 600);
         self.clusters[c].members[m].patroni.action = Action::SwitchingOver;
-        self.turn(c, m, Run::Stopping, false);
-        self.step_later(c, m, stop, Step::Stopped);
-        self.step_later(c, m, stop + Duration::from_secs(1), Step::Release);
+        self.step_later(c, m, checkpoint, Step::Checkpointed);
+    }
+
+    /// Whether a switchover is scheduled for later.
+    fn is_for_later(&self, wish: &str) -> bool {
+        let at = wish.split("scheduled_at\":\"").nth(1).and_then(|rest| rest.split('"').next());
+        let seconds = at.and_then(pgsquire_core::switch::conductor::seconds_of);
+        seconds.is_some_and(|at| at > i128::from(self.now.as_micros() / 1_000_000))
     }
 
     fn release(&mut self, c: usize, m: usize) {
+        self.give_key_away(c, m);
+        let patroni = &mut self.clusters[c].members[m].patroni;
+        patroni.action = Action::Restarting;
+        patroni.cached_role = "demoted";
+        self.step_later(c, m, Duration::from_secs(2), Step::StartReplica);
+    }
+
+    fn give_key_away(&mut self, c: usize, m: usize) {
         self.clusters[c].members[m].patroni.lock_until = Time::ZERO;
         let name = self.clusters[c].members[m].name.clone();
         if self.reaches_store(c, m) && self.clusters[c].store.leader().as_ref() == Some(&name) {
@@ -281,14 +393,14 @@ impl World {
             self.clusters[c].store.delete("leader");
             self.store_changed(c);
         }
-        let patroni = &mut self.clusters[c].members[m].patroni;
-        patroni.action = Action::Restarting;
-        patroni.cached_role = "demoted";
-        self.step_later(c, m, Duration::from_secs(2), Step::StartReplica);
     }
 
     fn as_follower(&mut self, c: usize, m: usize) {
         let paused = self.clusters[c].paused;
+        if self.is_hooked(c, m) {
+            // It has lost the lock meanwhile.
+            self.call_off(c, m);
+        }
         let member = &mut self.clusters[c].members[m];
         member.patroni.lock_until = Time::ZERO;
         if member.patroni.action != Action::Idle && member.patroni.action != Action::GivingUp {
@@ -313,11 +425,24 @@ impl World {
             member.patroni.action = Action::Idle;
         }
         let is_primary = member.pg.is_writable();
+        // Nobody takes part in the race while the old primary answers that it is still alive.
+        let own = member.pg.timeline;
+        let answers = |other: &crate::world::Member| {
+            let rival = !is_primary || other.pg.timeline > own;
+            rival
+                && other.pg.is_writable()
+                && other.patroni.alive
+                && !other.patroni.frozen
+                && !other.rest_dead
+        };
+        let alone = !cluster.members.iter().any(answers);
+        let member = &mut cluster.members[m];
         let may = member.pg.run == Run::Running
+            && alone
             && member.patroni.action == Action::Idle
             && member.pg.lag < 1_000_000
-            && (is_primary || !cluster.paused);
-        let wish = cluster.store.get("failover");
+            && (is_primary || !cluster.paused && member.patroni.no_race_until <= self.now);
+        let wish = cluster.store.get("failover").filter(|wish| !wish.contains("scheduled_at"));
         let named = wish.is_none_or(|wish| {
             wish.contains(&format!("\"member\":\"{}\"", cluster.members[m].name))
                 || cluster.members.len() == 1
@@ -345,6 +470,10 @@ impl World {
 
     fn promote(&mut self, c: usize, m: usize) {
         self.clusters[c].members[m].patroni.action = Action::Promoting;
+        self.run_hook(c, m, HookKind::PrePromote);
+    }
+
+    fn promote_server(&mut self, c: usize, m: usize) {
         self.clusters[c].members[m].patroni.cached_role = "primary";
         let after = if self.rng.one_in(3) { self.rng.millis(50, 100) } else { self.rng.millis(100, 2000) };
         self.step_later(c, m, after, Step::Promoted);

@@ -1,6 +1,6 @@
 //! One PgBouncer process: its files, what it has loaded, its server links and its back-off marks.
 
-use crate::world::World;
+use crate::pausing::Pauses;
 use pgsquire_core::pgbouncer::console::{ConsoleView, LoadedDatabase, ServerLink};
 use pgsquire_core::pgbouncer::ini::Files;
 use pgsquire_core::time::Time;
@@ -22,6 +22,8 @@ pub struct Link {
     pub dirty: bool,
     /// Its client never releases it.
     pub session: bool,
+    /// A transaction runs on it until then.
+    pub busy: Time,
 }
 
 /// A login of a pool that failed.
@@ -58,8 +60,16 @@ pub struct PgBouncer {
     pub opened: BTreeSet<String>,
     /// `server_login_retry` in force.
     pub login_retry: String,
-    /// Databases that are paused.
+    /// `min_pool_size` in force.
+    pub min_pool_size: u32,
+    /// The process is paused.
+    pub paused_all: bool,
+    /// Databases that are paused, each by itself.
     pub paused: BTreeSet<String>,
+    /// Since when pools are kept filled up although their databases are paused.
+    pub refills: Option<Time>,
+    /// Who paused what.
+    pub pauses: Pauses,
     /// Server links.
     pub links: Vec<Link>,
     /// Pools whose last login failed.
@@ -85,7 +95,11 @@ impl PgBouncer {
             moved: BTreeMap::new(),
             opened: BTreeSet::new(),
             login_retry: "15".into(),
+            min_pool_size: 0,
+            paused_all: false,
             paused: BTreeSet::new(),
+            refills: None,
+            pauses: Pauses::default(),
             links: Vec::new(),
             marks: BTreeMap::new(),
             sessions: BTreeSet::new(),
@@ -111,6 +125,8 @@ impl PgBouncer {
         self.links.clear();
         self.marks.clear();
         self.paused.clear();
+        self.paused_all = false;
+        self.pauses = Pauses { broken: now, ..Pauses::default() };
         self.opened.clear();
         self.loaded.clear();
         self.up = self.would_load();
@@ -149,6 +165,7 @@ impl PgBouncer {
         let known: BTreeSet<String> = self.databases().into_keys().collect();
         self.links.retain(|link| known.contains(&link.database));
         self.login_retry = self.disk.setting("server_login_retry").unwrap_or_else(|| "15".into());
+        self.min_pool_size = self.disk.setting("min_pool_size").and_then(|n| n.parse().ok()).unwrap_or(0);
     }
 
     /// `RECONNECT`.
@@ -201,16 +218,20 @@ impl PgBouncer {
         };
         let hosts = databases.values().flat_map(|to| to.host.split(','));
         let resolved = hosts.filter_map(|host| Some((host.to_string(), vec![addresses.get(host)?.clone()])));
-        let waits = |name: &&String| {
-            self.paused.contains(*name) || !self.links.iter().any(|link| link.database == **name)
-        };
+        let waits =
+            |name: &&String| self.is_paused(name) || !self.links.iter().any(|link| link.database == **name);
         ConsoleView {
             version: self.version,
             databases: databases.iter().map(row).collect(),
             servers: self.links.iter().map(link).collect(),
             waiting: databases.keys().filter(waits).map(|name| (name.clone(), 1)).collect(),
-            settings: BTreeMap::from([("server_login_retry".into(), self.login_retry.clone())]),
-            paused: None,
+            settings: BTreeMap::from([
+                ("server_login_retry".into(), self.login_retry.clone()),
+                ("min_pool_size".into(), self.min_pool_size.to_string()),
+                ("query_wait_timeout".into(), "120".into()),
+                ("client_login_timeout".into(), "60".into()),
+            ]),
+            paused: (self.version >= (1, 19)).then_some(self.paused_all),
             resolved: resolved.collect(),
         }
     }
@@ -222,62 +243,4 @@ pub fn entries(files: &Files) -> BTreeMap<String, Endpoint> {
         Some(Endpoint { host: e.host.clone()?, port: u16::try_from(e.port).ok()? })
     };
     files.entries().iter().filter_map(|(name, entry)| Some((name.clone(), endpoint(entry)?))).collect()
-}
-
-impl World {
-    /// The clients of a pooler ask for links, release them, or hold them.
-    pub fn clients(&mut self, h: usize, p: usize) {
-        let again = self.rng.millis(200, 400);
-        self.later(again, crate::world::Thing::Clients(h, p));
-        if !self.hosts[h].poolers[p].up {
-            return;
-        }
-        self.drop_links(h, p);
-        for (database, to) in self.hosts[h].poolers[p].databases() {
-            let pooler = &self.hosts[h].poolers[p];
-            let served = pooler.links.iter().any(|link| link.database == database);
-            if !served && !pooler.paused.contains(&database) {
-                self.login(h, p, &database, &to);
-            }
-        }
-    }
-
-    /// Links end with their server, and dirty ones when they are released.
-    fn drop_links(&mut self, h: usize, p: usize) {
-        let mut links = std::mem::take(&mut self.hosts[h].poolers[p].links);
-        links.retain(|link| {
-            let there = self.member_at(&link.to).is_some_and(|at| self.member(at).pg.accepts());
-            there && (link.session || !link.dirty)
-        });
-        self.hosts[h].poolers[p].links = links;
-    }
-
-    /// One pool tries to log in, unless it waits after a failure.
-    fn login(&mut self, h: usize, p: usize, database: &str, to: &Endpoint) {
-        let now = self.now;
-        let hosts: Vec<&str> = to.host.split(',').collect();
-        let host = (*self.rng.pick(&hosts)).to_string();
-        let server = self.member_at(&Endpoint { host, port: to.port });
-        let open = server.filter(|at| self.member(*at).pg.accepts());
-        let pooler = &mut self.hosts[h].poolers[p];
-        if let Some(mark) = pooler.marks.get(database)
-            && now.since(mark.last) < pooler.retry()
-        {
-            return self.check_mark(h, p, database, open);
-        }
-        match open {
-            Some(at) => {
-                let member = self.member(at);
-                let to = Endpoint { host: member.ip.clone(), port: member.port };
-                let pooler = &mut self.hosts[h].poolers[p];
-                pooler.marks.remove(database);
-                let session = pooler.sessions.contains(database);
-                pooler.links.push(Link { database: database.into(), to, dirty: false, session });
-            }
-            None => {
-                let mark = pooler.marks.entry(database.into()).or_insert(Mark { since: now, last: now });
-                mark.last = now;
-            }
-        }
-    }
 }

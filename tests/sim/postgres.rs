@@ -27,6 +27,8 @@ pub struct Postgres {
     pub timeline: u32,
     /// Bytes it is behind, as a replica.
     pub lag: u64,
+    /// Which start of the server this is.
+    pub started: u64,
     /// Since when it is in this state.
     pub since: Time,
     /// Last time at which it accepted writes, before the present state, and its timeline then.
@@ -43,6 +45,7 @@ impl Postgres {
             in_recovery,
             timeline,
             lag: 0,
+            started: 1,
             since: Time::ZERO,
             wrote: None,
             read: None,
@@ -72,6 +75,7 @@ impl Postgres {
         if self.is_replica() {
             self.read = Some(now);
         }
+        self.started += u64::from(run == Run::Starting);
         (self.run, self.in_recovery, self.timeline, self.since) = (run, in_recovery, timeline, now);
     }
 

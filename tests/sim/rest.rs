@@ -9,6 +9,9 @@ impl World {
     }
 
     fn state_word(&self, c: usize, m: usize) -> &'static str {
+        if let Some(state) = self.clusters[c].members[m].patroni.state {
+            return state;
+        }
         match self.clusters[c].members[m].pg.run {
             Run::Running => "running",
             Run::Starting => "starting",
@@ -36,8 +39,11 @@ impl World {
         let tags = if member.noloadbalance { ",\"tags\":{\"noloadbalance\":true}" } else { "" };
         format!(
             "{{\"conn_url\":\"postgres://{}:{}/postgres\",\"api_url\":\"http://{}:8008/patroni\",\
-             \"state\":\"{state}\",\"role\":\"{role}\",\"version\":\"4.0.4\"{running}{tags}}}",
-            member.host, member.port, member.ip
+             \"state\":\"{state}\",\"role\":\"{role}\",\"version\":\"{}\"{running}{tags}}}",
+            member.host,
+            member.port,
+            member.ip,
+            if self.clusters[c].old_patroni { "3.0.2" } else { "4.0.4" }
         )
     }
 
@@ -50,7 +56,9 @@ impl World {
         }
         let code = if member.patroni.lock_until > self.now { 200 } else { 503 };
         let (state, pg) = (self.state_word(c, m), &member.pg);
-        let (role, xlog) = match (pg.run, pg.in_recovery) {
+        // It asks its server only in some states, else its word is a cached one.
+        let run = if state == "stopping" { Run::Stopping } else { pg.run };
+        let (role, xlog) = match (run, pg.in_recovery) {
             (Run::Running, false) => ("primary", format!("\"xlog\":{{\"location\":{}}}", self.wal())),
             (Run::Running, true) => {
                 let at = self.position(c, m);
@@ -61,7 +69,10 @@ impl World {
         let role = self.role_word(c, role);
         let live = match xlog.is_empty() {
             true => String::new(),
-            false => format!("{xlog},\"timeline\":{},", pg.timeline),
+            false => format!(
+                "{xlog},\"timeline\":{},\"postmaster_start_time\":\"start {}\",",
+                pg.timeline, pg.started
+            ),
         };
         let pause = if self.clusters[c].paused { "\"pause\":true," } else { "" };
         let body = format!(

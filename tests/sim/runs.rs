@@ -48,6 +48,9 @@ impl Run {
             None => world.plan_faults(trouble),
         }
         world.run_for(trouble);
+        if let Some(Err(text)) = scenario.map(|scenario| (scenario.ends)(&world)) {
+            world.broken("E1", text);
+        }
         if world.violation.is_none() && scenario.is_none_or(|scenario| scenario.settles) {
             world.check_liveness();
         }

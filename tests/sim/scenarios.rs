@@ -19,12 +19,24 @@ pub struct Scenario {
     pub lasts: u64,
     /// All must come right in the end (else an operator would have to decide something).
     pub settles: bool,
+    /// What must be so when it is healed.
+    pub ends: fn(&World) -> Result<(), String>,
+}
+
+/// Nothing is asked of the end.
+fn anything(_: &World) -> Result<(), String> {
+    Ok(())
 }
 
 /// The pooler host of [`Setup::plain`].
-const POOL: usize = 3;
+pub const POOL: usize = 3;
 
-/// All of them.
+/// All of them, with those about switches.
+pub fn all() -> impl Iterator<Item = &'static Scenario> {
+    ALL.iter().chain(crate::switches::ALL)
+}
+
+/// Those that are about everything else.
 pub const ALL: &[Scenario] = &[
     Scenario {
         name: "a switchover",
@@ -32,6 +44,7 @@ pub const ALL: &[Scenario] = &[
         faults: &[(8_000, Fault::Switchover(0), true)],
         lasts: 20,
         settles: true,
+        ends: anything,
     },
     Scenario {
         name: "the primary's machine dies",
@@ -39,6 +52,7 @@ pub const ALL: &[Scenario] = &[
         faults: &[(8_000, Fault::Machine(0, 0), true)],
         lasts: 40,
         settles: true,
+        ends: anything,
     },
     Scenario {
         name: "Patroni is frozen while its server goes on accepting writes",
@@ -46,6 +60,7 @@ pub const ALL: &[Scenario] = &[
         faults: &[(6_000, Fault::PatroniFrozen(0, 0), true)],
         lasts: 40,
         settles: true,
+        ends: anything,
     },
     Scenario {
         name: "the driver hangs, and shows its last snapshot, while another member takes over",
@@ -53,6 +68,7 @@ pub const ALL: &[Scenario] = &[
         faults: &[(6_000, Fault::PatroniFrozen(0, 0), true), (20_000, Fault::AgentFrozen(0), true)],
         lasts: 40,
         settles: true,
+        ends: anything,
     },
     Scenario {
         name: "the primary's host loses the store",
@@ -60,6 +76,7 @@ pub const ALL: &[Scenario] = &[
         faults: &[(6_000, Fault::HostStore(0, 0), true), (6_000, Fault::MemberStore(0, 0), true)],
         lasts: 40,
         settles: true,
+        ends: anything,
     },
     Scenario {
         name: "a member is promoted by hand, and a route is changed by hand",
@@ -71,6 +88,7 @@ pub const ALL: &[Scenario] = &[
         ],
         lasts: 55,
         settles: false,
+        ends: anything,
     },
     Scenario {
         name: "the old primary comes back as leader on its old timeline",
@@ -83,6 +101,7 @@ pub const ALL: &[Scenario] = &[
         ],
         lasts: 100,
         settles: false,
+        ends: anything,
     },
     Scenario {
         name: "a host without its store sees a route changed by hand, long after the primary died",
@@ -94,6 +113,7 @@ pub const ALL: &[Scenario] = &[
         ],
         lasts: 55,
         settles: true,
+        ends: anything,
     },
     Scenario {
         name: "a host is led to the store of another cluster",
@@ -101,6 +121,7 @@ pub const ALL: &[Scenario] = &[
         faults: &[(8_000, Fault::Swapped(POOL, 0), true)],
         lasts: 40,
         settles: true,
+        ends: anything,
     },
     Scenario {
         name: "a syntax error in the ini, then a switchover",
@@ -108,6 +129,7 @@ pub const ALL: &[Scenario] = &[
         faults: &[(6_000, Fault::Edit(POOL, 0, Edit::Syntax), true), (20_000, Fault::Switchover(0), true)],
         lasts: 40,
         settles: true,
+        ends: anything,
     },
     Scenario {
         name: "a value that PgBouncer refuses, then a switchover",
@@ -115,6 +137,7 @@ pub const ALL: &[Scenario] = &[
         faults: &[(6_000, Fault::Edit(POOL, 0, Edit::Refused), true), (20_000, Fault::Switchover(0), true)],
         lasts: 40,
         settles: true,
+        ends: anything,
     },
     Scenario {
         name: "clients hold their links over a switchover",
@@ -122,6 +145,7 @@ pub const ALL: &[Scenario] = &[
         faults: &[(8_000, Fault::Switchover(0), true)],
         lasts: 30,
         settles: true,
+        ends: anything,
     },
     Scenario {
         name: "clients hold their links to a primary that lost the lock and does not know",
@@ -129,6 +153,7 @@ pub const ALL: &[Scenario] = &[
         faults: &[(6_000, Fault::PatroniFrozen(0, 0), true)],
         lasts: 50,
         settles: true,
+        ends: anything,
     },
     Scenario {
         name: "the driver hangs, and shows its last snapshot, while a switchover takes the lead away",
@@ -136,6 +161,7 @@ pub const ALL: &[Scenario] = &[
         faults: &[(8_000, Fault::Switchover(0), true), (8_500, Fault::AgentFrozen(0), true)],
         lasts: 30,
         settles: true,
+        ends: anything,
     },
     Scenario {
         name: "routes of all kinds, and a switchover",
@@ -143,6 +169,7 @@ pub const ALL: &[Scenario] = &[
         faults: &[(8_000, Fault::Switchover(0), true)],
         lasts: 20,
         settles: true,
+        ends: anything,
     },
     Scenario {
         name: "no replica may be read",
@@ -150,6 +177,7 @@ pub const ALL: &[Scenario] = &[
         faults: &[(8_000, Fault::Switchover(0), true)],
         lasts: 20,
         settles: true,
+        ends: anything,
     },
     Scenario {
         name: "an agent that only observes",
@@ -157,6 +185,7 @@ pub const ALL: &[Scenario] = &[
         faults: &[(8_000, Fault::Switchover(0), true)],
         lasts: 20,
         settles: true,
+        ends: anything,
     },
     Scenario {
         name: "the agent is killed, starts again, and is served by a store member that fell behind",
@@ -169,6 +198,7 @@ pub const ALL: &[Scenario] = &[
         ],
         lasts: 40,
         settles: true,
+        ends: anything,
     },
     Scenario {
         name: "the console is dead",
@@ -176,6 +206,7 @@ pub const ALL: &[Scenario] = &[
         faults: &[(6_000, Fault::Console(POOL, 0), true), (8_000, Fault::Switchover(0), true)],
         lasts: 60,
         settles: true,
+        ends: anything,
     },
 ];
 

@@ -10,7 +10,7 @@ use crate::rng::Rng;
 use crate::watch::Follow;
 use crate::world::{Cluster, Member, Thing, World};
 use pgsquire_core::config::{
-    ClusterConfig, Config, LocalConfig, Mode, PoolerConfig, Route, RouteTo, SwitchConfig,
+    ClusterConfig, Config, Fence, LocalConfig, Mode, PoolerConfig, Route, RouteTo, SwitchConfig,
 };
 use pgsquire_core::event::Restored;
 use pgsquire_core::pgbouncer::ini::Files;
@@ -36,6 +36,8 @@ pub struct ClusterSetup {
     pub loop_wait: u64,
     /// Roles are written as `master`.
     pub old_words: bool,
+    /// Patroni 3.0.2, which has no `before_stop`.
+    pub old_patroni: bool,
 }
 
 /// A pooler.
@@ -51,6 +53,8 @@ pub struct PoolerSetup {
     pub sessions: bool,
     /// At first, routes lead to this member of the first cluster; none: to nowhere.
     pub leads_to: Option<usize>,
+    /// `min_pool_size` in its file.
+    pub min_pool_size: u32,
 }
 
 /// A host.
@@ -77,6 +81,10 @@ pub struct Setup {
     pub stale_after: u64,
     /// Nothing fails by chance.
     pub calm: bool,
+    /// What `pre_promote` waits for.
+    pub fence: Fence,
+    /// Clients ask at most so many milliseconds apart.
+    pub pace: u64,
 }
 
 /// A route of the first cluster.
@@ -98,14 +106,29 @@ impl Setup {
             ttl: 20,
             loop_wait: 5,
             old_words: false,
+            old_patroni: false,
         };
         let member = |m| HostSetup { local: Some(m), mode: Mode::Enforce, poolers: Vec::new() };
         let mut hosts: Vec<HostSetup> = (0..3).map(member).collect();
         let routes = BTreeMap::from([("app".to_string(), route(RouteTo::Primary))]);
-        let pooler =
-            PoolerSetup { version: (1, 18), routes, include: false, sessions: false, leads_to: Some(0) };
+        let pooler = PoolerSetup {
+            version: (1, 18),
+            routes,
+            include: false,
+            sessions: false,
+            leads_to: Some(0),
+            min_pool_size: 0,
+        };
         hosts.push(HostSetup { local: None, mode: Mode::Enforce, poolers: vec![pooler] });
-        Setup { broken: None, clusters: vec![cluster], hosts, stale_after: 10, calm: true }
+        Setup {
+            broken: None,
+            clusters: vec![cluster],
+            hosts,
+            stale_after: 10,
+            calm: true,
+            fence: Fence::Advisory,
+            pace: 400,
+        }
     }
 
     /// A world by chance.
@@ -127,7 +150,8 @@ impl Setup {
             hosts.push(HostSetup { local: None, mode, poolers });
         }
         let stale_after = *rng.pick(&[2, 5, 10]);
-        Setup { broken: None, clusters, hosts, stale_after, calm: false }
+        let fence = *rng.pick(&[Fence::Off, Fence::Advisory, Fence::Advisory, Fence::Advisory]);
+        Setup { broken: None, clusters, hosts, stale_after, calm: false, fence, pace: 400 }
     }
 
     fn random_cluster(rng: &mut Rng) -> ClusterSetup {
@@ -140,6 +164,7 @@ impl Setup {
             ttl,
             loop_wait,
             old_words: rng.one_in(4),
+            old_patroni: rng.one_in(8),
         }
     }
 
@@ -166,6 +191,7 @@ impl Setup {
             include: rng.one_in(4),
             sessions: rng.one_in(4),
             leads_to: (!rng.one_in(4)).then(|| rng.below(2)),
+            min_pool_size: if rng.one_in(4) { 2 } else { 0 },
         }
     }
 }
@@ -211,6 +237,10 @@ impl World {
             name: name.into(),
             system: format!("723{c}"),
             store: Store::new(&format!("store-{name}")),
+            own: Store::new(&format!("own of store-{name}")),
+            old_patroni: setup.old_patroni,
+            by_hand: false,
+            commits: BTreeMap::new(),
             members: (0..setup.members).map(member).collect(),
             ttl: Duration::from_secs(setup.ttl),
             loop_wait: Duration::from_secs(setup.loop_wait),
@@ -285,6 +315,8 @@ impl World {
             keeper_busy: Time::ZERO,
             disturbed: self.now,
             memory: Memory::default(),
+            watched: BTreeMap::new(),
+            registered: BTreeMap::new(),
             answers: Vec::new(),
         }
     }
@@ -312,6 +344,7 @@ impl World {
             poolers: poolers.iter().zip(&setup.poolers).map(pooler).collect(),
             switch: SwitchConfig {
                 stale_after: Duration::from_secs(self.setup.stale_after),
+                fence: self.setup.fence,
                 ..SwitchConfig::default()
             },
             mutants: self.setup.broken.map_or_else(Mutants::default, Mutants::breaking),
@@ -346,7 +379,11 @@ impl World {
         }
         databases.push_str("legacy = host=192.0.2.77 port=6000 dbname=old\n");
         let retry = *self.rng.pick(&["", "", "server_login_retry = 15\n", "server_login_retry = 3.5\n"]);
-        let settings = format!("[pgbouncer]\nlisten_port = 6432\n{retry}pool_mode = transaction\n");
+        let min = match setup.min_pool_size {
+            0 => String::new(),
+            n => format!("min_pool_size = {n}\n"),
+        };
+        let settings = format!("[pgbouncer]\nlisten_port = 6432\n{retry}{min}pool_mode = transaction\n");
         let root = format!("/etc/pgbouncer/pool{p}.ini");
         if !setup.include {
             return Files::new(root, "/etc/pgbouncer", format!("[databases]\n{databases}\n{settings}"));

@@ -1,6 +1,7 @@
 //! How a host hears of a store: reads, and a watch whose messages are late, or lost with the watch itself.
 
 use crate::dcs::View;
+use crate::peers::PeersFollow;
 use crate::world::{Thing, World};
 use pgsquire_core::event::{Event, StoreChange, StoreRead};
 use pgsquire_core::time::Time;
@@ -24,6 +25,8 @@ pub struct Follow {
     watch: u64,
     sent: u64,
     last: Time,
+    /// Our own keys of this cluster.
+    pub peers: PeersFollow,
 }
 
 impl Follow {
@@ -40,6 +43,7 @@ impl Follow {
             watch: 0,
             sent: 0,
             last: Time::ZERO,
+            peers: PeersFollow::default(),
         }
     }
 
@@ -115,6 +119,7 @@ impl World {
             return;
         }
         follow.stop();
+        follow.peers.live = false;
         let cluster = self.clusters[follow.cluster].name.clone();
         let event = Event::StoreFailed { cluster, why: why.into() };
         self.later(Duration::from_millis(1), Thing::Tell(h, run, vec![event]));

@@ -39,11 +39,13 @@ impl World {
                 let known = self.hosts[job.host].poolers.iter().position(|p| p.name == *pooler);
                 known.map_or(Next::Done(Outcome::Done), |p| self.pooler_part(job, p, order))
             }
-            Order::Publish { .. }
-            | Order::PutKey { .. }
-            | Order::WatchServer { .. }
-            | Order::AnswerHook { .. }
-            | Order::Record(_) => Next::Done(Outcome::Done),
+            Order::Publish { cluster, keys } => self.publish_part(job, cluster, keys),
+            Order::PutKey { cluster, key, value } => self.put_key(job, cluster, key, value.as_ref()),
+            Order::WatchServer { cluster, endpoint } => {
+                self.watch_server(job.host, cluster, endpoint.as_ref());
+                Next::Done(Outcome::Done)
+            }
+            Order::AnswerHook { .. } | Order::Record(_) => Next::Done(Outcome::Done),
         }
     }
 
@@ -99,6 +101,11 @@ impl World {
             PoolerOrder::ReadFiles => Next::Done(Outcome::Files(pooler.disk.clone())),
             PoolerOrder::Look => Next::Done(Outcome::Console(self.look(h, p))),
             PoolerOrder::Write { files, keep_rejected } => self.write_part(job, p, files, *keep_rejected),
+            PoolerOrder::Pause(_)
+            | PoolerOrder::ExtendPause(_)
+            | PoolerOrder::ZeroMinPoolSize
+            | PoolerOrder::CutPaused { .. }
+            | PoolerOrder::EndPause => self.pause_part(job, p, order),
             _ => self.console_part(job, p, order),
         }
     }
@@ -170,15 +177,13 @@ impl World {
                     0 if !cuts.contains(database) => cuts.push(database.clone()),
                     0 => {}
                     1 => pooler.kill(database),
-                    2 => {
-                        pooler.paused.remove(database);
-                    }
+                    2 => pooler.resume(database),
                     _ => cuts.retain(|d| d != database),
                 }
                 return if part < 3 { Next::Part } else { Next::Done(Outcome::Done) };
             }
             (PoolerOrder::Resume { database }, 0) => {
-                pooler.paused.remove(database);
+                pooler.resume(database);
                 return Next::Part;
             }
             (PoolerOrder::Resume { database }, _) => {
@@ -193,7 +198,11 @@ impl World {
 /// Whether this part of an order needs the console.
 fn is_for_console(order: &PoolerOrder, part: usize) -> bool {
     match order {
-        PoolerOrder::ReadFiles | PoolerOrder::Write { .. } | PoolerOrder::KeepGood { .. } => false,
+        PoolerOrder::ReadFiles
+        | PoolerOrder::Write { .. }
+        | PoolerOrder::KeepGood { .. }
+        | PoolerOrder::ExtendPause(_) => false,
+        PoolerOrder::Pause(_) => part > 0,
         PoolerOrder::BorrowLoginRetry { .. } => part == 1,
         PoolerOrder::ReturnLoginRetry { .. } | PoolerOrder::Resume { .. } => part == 0,
         PoolerOrder::Cut { .. } => part < 3,

@@ -3,11 +3,14 @@
 use crate::agent_host::{Host, Job};
 use crate::dcs::Store;
 use crate::faults::Fault;
+use crate::hooks::Hook;
 use crate::invariants::Violation;
 use crate::patroni::{Patroni, Step};
+use crate::peers::PeersStep;
 use crate::postgres::Postgres;
 use crate::rng::Rng;
 use crate::setup::Setup;
+use pgsquire_core::effect::HookAnswer;
 use pgsquire_core::event::Event;
 use pgsquire_core::time::Time;
 use pgsquire_core::topology::Endpoint;
@@ -47,6 +50,14 @@ pub struct Cluster {
     pub system: String,
     /// Its store.
     pub store: Store,
+    /// Our own keys in it, with revisions of their own.
+    pub own: Store,
+    /// Its Patroni is older than 3.0.3 and has no `before_stop`.
+    pub old_patroni: bool,
+    /// A member was promoted by hand: nobody asked the fence.
+    pub by_hand: bool,
+    /// The first commit on each timeline.
+    pub commits: BTreeMap<u32, Time>,
     /// Members.
     pub members: Vec<Member>,
     /// Lifetime of leases.
@@ -86,6 +97,22 @@ pub enum Thing {
     Wake(usize, u64, u64),
     /// The clients of a pooler do something (host, pooler).
     Clients(usize, usize),
+    /// Our own keys as a host sees them go a step on (host, run, follow, step).
+    Peers(usize, u64, usize, PeersStep),
+    /// A lease of our own keys may be over.
+    OwnLease(usize),
+    /// The connection to a watched server says something (host, run, cluster, generation, it is repeated).
+    Probe(usize, u64, String, u64, bool),
+    /// A hook is answered; none: its time may be over.
+    Hook(u64, Option<HookAnswer>),
+    /// The guard of a pause wakes up (host, pooler).
+    Guard(usize, usize),
+    /// `pgsquire release` runs on a host, after its agent has ended.
+    Release(usize),
+    /// Links of paused pools may be idle now (host, pooler).
+    Settle(usize, usize),
+    /// An agent that was told to stop ends (host, run).
+    EndAgent(usize, u64),
     /// The agent of a host starts.
     StartAgent(usize),
     /// Something breaks, or is mended.
@@ -135,6 +162,12 @@ pub struct World {
     pub violation: Option<Violation>,
     /// The log, if it is kept.
     pub log: Option<Vec<String>>,
+    /// Hooks that run.
+    pub hooks: BTreeMap<u64, Hook>,
+    /// Hooks that ever ran.
+    pub hooked: u64,
+    /// What clients of write routes were told instead of an answer.
+    pub errors: u64,
     /// Steps so far.
     pub steps: u64,
     queue: BinaryHeap<Reverse<Slot>>,
@@ -153,6 +186,9 @@ impl World {
             healed: None,
             violation: None,
             log: keep_log.then(Vec::new),
+            hooks: BTreeMap::new(),
+            hooked: 0,
+            errors: 0,
             steps: 0,
             queue: BinaryHeap::new(),
             order: 0,
@@ -221,6 +257,16 @@ impl World {
             Thing::Reread(h, run, f) => self.reread(h, run, f),
             Thing::Wake(h, run, alarm) => self.wake(h, run, alarm),
             Thing::Clients(h, p) => self.clients(h, p),
+            Thing::Peers(h, run, f, step) => self.peers_step(h, run, f, step),
+            Thing::OwnLease(c) => self.own_lease(c),
+            Thing::Probe(h, run, cluster, generation, again) => {
+                self.probe(h, run, &cluster, generation, again);
+            }
+            Thing::Hook(id, answer) => self.hook_step(id, answer),
+            Thing::Guard(h, p) => self.guard(h, p),
+            Thing::Release(h) => self.release_pauses(h),
+            Thing::Settle(h, p) => self.settle_links(h, p),
+            Thing::EndAgent(h, run) => self.end_agent(h, run),
             Thing::StartAgent(h) => self.start_agent(h),
             Thing::Fault(fault, on) => self.fault(fault, on),
             Thing::Heal => self.heal(),

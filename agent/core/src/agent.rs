@@ -7,7 +7,7 @@ use crate::event::{Event, Hint, HookId, Outcome, Restored};
 use crate::leader::writable_leader;
 use crate::observed::{ClusterView, Fact, Observed};
 use crate::patroni::read_member_status;
-use crate::pgbouncer::pause::OwnPause;
+use crate::pgbouncer::pause::{self, OwnPause};
 use crate::pgbouncer::pools::{InFlight, LOST_AFTER, Pooler};
 use crate::pgbouncer::reconcile;
 use crate::questions::{Question, Schedule};
@@ -100,7 +100,7 @@ impl Agent {
         let mut effects = Vec::new();
         self.step_switches(&mut effects);
         self.keep_terms(&mut effects);
-        self.desired = plan(&self.config, &self.observed, &Facts(&self.poolers), self.now);
+        self.desired = plan(&self.config, &self.observed, &Facts(&self.poolers, &self.config), self.now);
         self.contradictions = lint(&self.config, &self.desired, &self.shared_entries());
         self.reconcile_poolers(&mut effects);
         self.publish(&mut effects);
@@ -454,7 +454,7 @@ fn learn<T>(fact: &mut Fact<T>, started: Time, answer: Result<T, String>) {
     }
 }
 
-struct Facts<'a>(&'a BTreeMap<String, Pooler>);
+struct Facts<'a>(&'a BTreeMap<String, Pooler>, &'a Config);
 
 impl PoolerFacts for Facts<'_> {
     fn version(&self, pooler: &str) -> Option<(u32, u32)> {
@@ -463,5 +463,10 @@ impl PoolerFacts for Facts<'_> {
 
     fn on_disk(&self, pooler: &str, entry: &str) -> Option<Endpoint> {
         self.0.get(pooler)?.disk.last()?.entries.get(entry).cloned()
+    }
+
+    fn waits(&self, pooler: &str) -> bool {
+        let (Some(config), Some(known)) = (self.1.pooler(pooler), self.0.get(pooler)) else { return false };
+        pause::all_wait(config, known)
     }
 }

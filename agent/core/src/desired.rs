@@ -48,6 +48,8 @@ pub trait PoolerFacts {
     fn version(&self, pooler: &str) -> Option<(u32, u32)>;
     /// What the file on disk says for an entry.
     fn on_disk(&self, pooler: &str, entry: &str) -> Option<Endpoint>;
+    /// Its clients wait: nobody is led anywhere by what is written now.
+    fn waits(&self, pooler: &str) -> bool;
 }
 
 /// Plans where every route of this host leads. Total and idempotent: a settled host plans what is already there.
@@ -93,13 +95,13 @@ impl<'a> ClusterPlan<'a> {
 
     fn decide(&self, asked: &Asked<'_>) -> Decision {
         match asked.route.to {
-            RouteTo::Primary => self.to_primary(),
+            RouteTo::Primary => self.to_primary(asked),
             RouteTo::Local => self.to_local(),
             RouteTo::Replica | RouteTo::Any => self.to_readers(asked),
         }
     }
 
-    fn to_primary(&self) -> Decision {
+    fn to_primary(&self, asked: &Asked<'_>) -> Decision {
         match &self.primary {
             Ok(leader) => Decision {
                 target: Some(one(&leader.name, &leader.endpoint)),
@@ -112,15 +114,15 @@ impl<'a> ClusterPlan<'a> {
                 ),
             },
             Err(reason) => self
-                .to_promoting()
+                .to_promoting(asked)
                 .unwrap_or_else(|| Decision { target: self.without_knowing(), reason: reason.clone() }),
         }
     }
 
     /// Under a strict fence the pools that wait are led to the member that is about to be promoted before they give their
     /// word: who ends the pause after the agent's death does not lead them back to the old primary.
-    fn to_promoting(&self) -> Option<Decision> {
-        let name = self.view.promoting.as_ref()?;
+    fn to_promoting(&self, asked: &Asked<'_>) -> Option<Decision> {
+        let name = self.view.promoting.as_ref().filter(|_| asked.facts.waits(asked.pooler))?;
         let topology = self.topology.as_ref().ok()?;
         let leads = topology.leader.as_ref().is_some_and(|leader| leader.name == *name);
         let endpoint = topology.members.get(name)?.endpoint.as_ref().filter(|_| leads)?;
@@ -173,7 +175,7 @@ impl<'a> ClusterPlan<'a> {
             fit.sort();
         }
         if fit.is_empty() {
-            return self.without_readers(asked.route, &unfit);
+            return self.without_readers(asked, &unfit);
         }
         match asked.facts.version(asked.pooler) {
             None => Decision {
@@ -274,13 +276,13 @@ impl<'a> ClusterPlan<'a> {
         }
     }
 
-    fn without_readers(&self, route: &Route, unfit: &[String]) -> Decision {
+    fn without_readers(&self, asked: &Asked<'_>, unfit: &[String]) -> Decision {
         let why = match unfit {
             [] => "there is no other member".to_string(),
             list => list.join("; "),
         };
-        if route.fallback_primary && self.config.mutants.obey(Rule::Fallback) {
-            let mut decision = self.to_primary();
+        if asked.route.fallback_primary && self.config.mutants.obey(Rule::Fallback) {
+            let mut decision = self.to_primary(asked);
             if decision.target.is_some() {
                 decision.reason =
                     Reason::new(Rule::Fallback, format!("no replica fits ({why}): to the primary"));
@@ -427,6 +429,9 @@ mod tests {
         }
         fn on_disk(&self, _: &str, _: &str) -> Option<Endpoint> {
             Some(Endpoint { host: self.1?.into(), port: 5432 })
+        }
+        fn waits(&self, _: &str) -> bool {
+            false
         }
     }
 

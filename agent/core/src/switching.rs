@@ -333,12 +333,22 @@ pub(crate) fn pause_order(
         needs_retry: reconcile::needs_login_retry(config, pooler, decisions, moment.now),
         now: moment.now,
     };
-    pause::finish(config, pooler, decisions, &facts)
+    pause::finish(config, routed, pooler, decisions, &facts)
 }
 
 /// Brings what is noted of a pooler up to date with the holds.
 pub(crate) fn note_holds(config: &Config, name: &str, pooler: &mut Pooler, switches: &Switches, now: Time) {
-    for (cluster, hold) in holds_of(config, name, switches) {
+    let holds = holds_of(config, name, switches);
+    if holds.is_empty()
+        && pooler.pause.as_ref().is_some_and(|own| !own.clean)
+        && let Some(routed) = config.pooler(name)
+    {
+        // Its pools may carry marks, though they lead where they led before.
+        for entry in routed.routes.keys() {
+            pooler.moved.entry(entry.clone()).or_insert(now);
+        }
+    }
+    for (cluster, hold) in holds {
         if hold.cause != hold::Cause::Planned
             && let Some(own) = &mut pooler.pause
         {

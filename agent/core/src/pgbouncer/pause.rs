@@ -3,9 +3,9 @@
 //! A pool whose link was closed in login carries a mark, and cuts every client that asks before the next login succeeds.
 //! So a planned pause waits for logins to end, and keeps PgBouncer from opening links behind it (`min_pool_size`).
 
-use super::pools::{CONSOLE_AGE, Pooler};
+use super::pools::{CONSOLE_AGE, LOOK_PAUSE, Pooler};
 use super::reconcile::Decisions;
-use crate::config::{ClusterConfig, Config, Fence, Mode, PoolerConfig};
+use crate::config::{ClusterConfig, Config, Fence, Mode, PoolerConfig, Route, RouteTo};
 use crate::desired::Decision;
 use crate::effect::{Pause, PauseScope, PoolerOrder};
 use crate::rule::{Reason, Rule};
@@ -24,6 +24,8 @@ const MARGIN: Duration = Duration::from_secs(5);
 const AGAIN: Duration = Duration::from_millis(250);
 /// Pause between looks while links are to be let go of.
 const LOOK_AGAIN: Duration = Duration::from_millis(2);
+/// … which grows with the hold: this share of its age.
+const LOOK_SHARE: u32 = 16;
 /// Links that could write to a primary that was replaced are cut after this share of `fence_timeout`.
 const CUT_SHARE: u32 = 4;
 
@@ -32,6 +34,8 @@ const CUT_SHARE: u32 = 4;
 pub struct OwnPause {
     /// As it is journalled.
     pub pause: Pause,
+    /// When its first part began: no later hold makes it longer than one may be.
+    pub began: Time,
     /// Since when.
     pub since: Time,
     /// PgBouncer took it, and has not been away since.
@@ -49,7 +53,16 @@ pub struct OwnPause {
 impl OwnPause {
     /// What an earlier run left.
     pub fn inherited(pause: Pause, now: Time) -> Self {
-        OwnPause { pause, since: now, sure: false, clean: false, inherited: true, refills: true, left: None }
+        OwnPause {
+            pause,
+            began: now,
+            since: now,
+            sure: false,
+            clean: false,
+            inherited: true,
+            refills: true,
+            left: None,
+        }
     }
 }
 
@@ -82,7 +95,16 @@ fn waiting(
         let target = decision.and_then(|d| d.target.as_ref());
         let elsewhere = target.is_some_and(|target| target.endpoint != hold.endpoint);
         if route.cluster == cluster && !elsewhere && leads_there(pooler, entry, &hold.endpoint) {
-            list.extend(pooler.databases_of(entry).into_iter().map(String::from));
+            let databases = pooler.databases_of(entry).into_iter();
+            // What is not named in a file that is not known may have nothing to do with `*`.
+            let there = |db: &&str| {
+                let row = pooler.row(db);
+                let listed = row.is_some_and(|row| {
+                    row.host.as_ref() == Some(&hold.endpoint.host) && row.port == hold.endpoint.port
+                });
+                listed || pooler.links_of_database(db, &hold.endpoint) > 0
+            };
+            list.extend(databases.filter(there).map(String::from));
         }
     }
     // The login of clients needs it.
@@ -118,9 +140,10 @@ pub fn let_go(
         return LetGo::Not;
     }
     let (mut held, mut session_links) = (false, 0);
-    for (entry, _) in pooler_config.routes.iter().filter(|(_, route)| route.cluster == cluster.name) {
+    for (entry, route) in pooler_config.routes.iter().filter(|(_, route)| route.cluster == cluster.name) {
         let (links, session) = pooler.links_to(entry, &hold.endpoint);
-        held |= pooler.loaded(entry).is_some_and(|loaded| loaded == hold.endpoint);
+        // A route that is bound to this host, or to readers, leads where it leads; its links are counted below.
+        held |= is_write(route) && pooler.loaded(entry).is_some_and(|loaded| loaded == hold.endpoint);
         session_links += session;
         if links > 0 && config.mutants.obey(Rule::AckGone) {
             return LetGo::Not;
@@ -137,6 +160,30 @@ pub fn let_go(
         None if all_paused_by_others(pooler_config, &cluster.name, pooler) => LetGo::Done { session_links },
         _ => LetGo::Not,
     }
+}
+
+/// Whether writers may use a route.
+fn is_write(route: &Route) -> bool {
+    route.to == RouteTo::Primary || route.fallback_primary
+}
+
+/// Whether the clients of all write routes wait, by our pause or by somebody else's.
+pub fn all_wait(config: &PoolerConfig, pooler: &Pooler) -> bool {
+    let whole = pooler.console.last().is_some_and(|seen| seen.paused == Some(true));
+    let all = |entry: &String| {
+        let databases = pooler.databases_of(entry);
+        !databases.is_empty()
+            && databases.iter().all(|db| pooler.row(db).is_some_and(|row| row.paused) || ours(pooler, db))
+    };
+    whole || config.routes.iter().filter(|(_, route)| is_write(route)).all(|(entry, _)| all(entry))
+}
+
+/// Paused by us, and PgBouncer has not been away since.
+fn ours(pooler: &Pooler, database: &str) -> bool {
+    pooler.pause.as_ref().filter(|own| own.sure).is_some_and(|own| match &own.pause.scope {
+        PauseScope::Process => true,
+        PauseScope::Databases(list) => list.iter().any(|db| db == database),
+    })
 }
 
 fn all_paused_by_others(config: &PoolerConfig, cluster: &str, pooler: &Pooler) -> bool {
@@ -206,8 +253,9 @@ fn hold_one(
     };
     let reason = || Reason::new(rule, hold.why.clone());
     if let Some(own) = pooler.pause.as_ref().filter(|own| own.sure) {
-        let until = own.pause.until.max(hold.until);
-        if own.pause.until < hold.until {
+        let last = own.began + config.switch.hold_timeout + config.switch.failover_hold;
+        let until = own.pause.until.max(hold.until.min(last));
+        if own.pause.until < until {
             return Some((PoolerOrder::ExtendPause(Pause { until, ..own.pause.clone() }), reason()));
         }
         if covers(&own.pause.scope, &list) {
@@ -312,6 +360,7 @@ fn cut(
 /// over.
 pub fn finish(
     config: &Config,
+    routed: &PoolerConfig,
     pooler: &Pooler,
     decisions: &Decisions,
     facts: &Ending,
@@ -332,7 +381,9 @@ pub fn finish(
     }
     let is_known = |(entry, decision): (&String, &Decision)| {
         let led_there = own.left.as_ref().is_none_or(|left| leads_there(pooler, entry, left));
-        decision.target.is_some() || !led_there
+        // Readers without a place stay where they are: the writers do not wait for them.
+        let writes = routed.routes.get(entry).is_none_or(is_write);
+        decision.target.is_some() || !led_there || !writes
     };
     let known = facts.given_up || decisions.iter().all(is_known);
     let is_loaded = |(entry, decision): (&String, &Decision)| match &decision.target {
@@ -378,7 +429,9 @@ pub fn hurry(
         pooler.console_failed.is_none() && let_go(config, cluster, name, pooler, hold, now) == LetGo::Not;
     if waits && let Some(seen) = pooler.console.seen() {
         // A look from before the hold says nothing about it.
-        let soon = if seen <= hold.since { now } else { seen + LOOK_AGAIN };
+        // Links that stay for long are looked at less often.
+        let pause = LOOK_AGAIN.max(now.since(hold.since) / LOOK_SHARE).min(LOOK_PAUSE / 4);
+        let soon = if seen <= hold.since { now } else { seen + pause };
         pooler.look_due = pooler.look_due.min(soon.max(hold.since));
     }
 }
@@ -391,9 +444,11 @@ impl Pooler {
                 // A login that was closed marks its pool; only a planned pause waits for logins to end.
                 let clean = self.pause.as_ref().is_none_or(|own| own.clean);
                 let since = now;
+                let began = self.pause.as_ref().map_or(now, |own| own.began);
                 let left = self.pause.take().and_then(|own| own.left);
                 self.pause = Some(OwnPause {
                     pause,
+                    began,
                     since,
                     sure: true,
                     clean,
@@ -436,6 +491,7 @@ impl Pooler {
                 let refills = pause.min_pool_size.is_some();
                 let own = OwnPause {
                     pause: pause.clone(),
+                    began: now,
                     since: now,
                     sure: false,
                     clean: false,
@@ -443,7 +499,10 @@ impl Pooler {
                     refills,
                     left: None,
                 };
-                self.pause.get_or_insert(own).sure = false;
+                // It may have been done all the same, and it says all that an earlier one said.
+                let known = self.pause.get_or_insert(own);
+                known.sure = false;
+                known.pause.clone_from(pause);
                 self.pause_failed = Some(now);
             }
             PoolerOrder::CutPaused { .. } => self.pause_cut = Some(now),

@@ -2,7 +2,6 @@
 //! turn, and ordered when they differ from what was last confirmed.
 
 use super::SwitchState;
-use super::conductor::Step;
 use super::hold::{Cause, Hold};
 use super::records::{FENCE, MEMBERS, MemberWord, POOLERS, PoolerWord, SWITCH, VERSION, to_bytes};
 use crate::config::{ClusterConfig, Config, Mode, RouteTo};
@@ -29,6 +28,8 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 pub struct Published {
     /// It has these.
     confirmed: OwnKeys,
+    /// It may have others, or none of them.
+    unsure: bool,
     /// These are on their way.
     pub sending: Option<OwnKeys>,
     /// Nothing is sent before this.
@@ -48,7 +49,7 @@ impl Published {
 
     /// What to send now, if anything.
     pub fn due(&self, wanted: &OwnKeys, now: Time) -> bool {
-        self.sending.is_none() && *wanted != self.confirmed && now >= self.not_before
+        self.sending.is_none() && (*wanted != self.confirmed || self.unsure) && now >= self.not_before
     }
 
     /// When to try again after a failure.
@@ -62,6 +63,7 @@ impl Published {
         match result {
             Ok(()) => {
                 self.confirmed = sent;
+                self.unsure = false;
                 self.failures = 0;
                 self.not_before = now;
                 self.why = None;
@@ -69,6 +71,7 @@ impl Published {
             Err(why) => {
                 // Part of it may be there: everything is sent again.
                 self.confirmed.clear();
+                self.unsure = true;
                 let pause = FIRST_PAUSE.saturating_mul(1 << self.failures.min(10)).min(LONGEST_PAUSE);
                 self.failures += 1;
                 self.not_before = now + pause;
@@ -101,7 +104,7 @@ pub struct Facts<'a> {
 pub fn wanted(facts: &Facts<'_>, state: &SwitchState) -> OwnKeys {
     let mut keys = OwnKeys::new();
     if let Some(stop) = &state.stop
-        && let Some(record) = stop.record.as_ref().filter(|_| stop.step != Step::Checking)
+        && let Some(record) = &stop.record
     {
         keys.insert(SWITCH.into(), to_bytes(record));
     }
