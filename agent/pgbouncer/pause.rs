@@ -16,7 +16,7 @@ use std::time::Duration;
 
 /// A refusal of PAUSE comes at once. It was written before the answer to a question that was asked later, so this is
 /// only for the way through our own runtime.
-const REFUSED_WITHIN: Duration = Duration::from_millis(5);
+const REFUSED_WITHIN: Duration = Duration::from_millis(1);
 
 const MIN_POOL_SIZE: &str = "min_pool_size";
 

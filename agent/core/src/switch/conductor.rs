@@ -158,8 +158,25 @@ pub fn before_stop(facts: &Facts<'_>, state: &mut SwitchState, hook: HookId, wal
     match worth_waiting(facts, state) {
         Err(why) => said.give(hook, true, why),
         Ok(()) => {
-            state.stop = Some(Stop { hook, asked: facts.now, wall, step: Step::Checking, record: None });
+            // With a switchover asked of this member the poolers are told at once, while Patroni is asked: the answer
+            // calls it off if this stop is for something else.
+            let record = asked_of_us(facts, wall).is_ok().then(|| announce(facts, SwitchKind::Switchover));
+            state.stop = Some(Stop { hook, asked: facts.now, wall, step: Step::Checking, record });
         }
+    }
+}
+
+fn announce(facts: &Facts<'_>, kind: SwitchKind) -> Switch {
+    let drain_ms = u64::try_from(facts.config.switch.drain_timeout.as_millis()).unwrap_or(u64::MAX);
+    Switch {
+        v: VERSION,
+        epoch: epoch(facts),
+        from: facts.member().into(),
+        kind,
+        phase: Phase::Drain,
+        started: facts.started.cloned(),
+        drain_ms,
+        traceparent: None,
     }
 }
 
@@ -302,34 +319,28 @@ fn check(facts: &Facts<'_>, stop: &mut Stop, said: &mut Said) -> bool {
     match (patroni.last(), patroni.seen(), facts.leads_by_read()) {
         (Some(status), Some(seen), Ok(())) if seen >= stop.asked => match kind(facts, stop, status) {
             Ok(kind) => {
-                stop.record = Some(Switch {
-                    v: VERSION,
-                    epoch: epoch(facts),
-                    from: facts.member().into(),
-                    kind,
-                    phase: Phase::Drain,
-                    started: facts.started.cloned(),
-                    drain_ms: u64::try_from(facts.config.switch.drain_timeout.as_millis())
-                        .unwrap_or(u64::MAX),
-                    traceparent: None,
-                });
+                stop.record.get_or_insert_with(|| announce(facts, kind)).kind = kind;
                 stop.step = Step::Announcing { since: facts.now };
                 let at_most = facts.config.switch.drain_timeout + ANNOUNCE_WITHIN;
                 said.wait(stop.hook, at_most, format!("before_stop: the poolers drain {}", facts.member()));
                 true
             }
-            Err(why) => {
-                said.give(stop.hook, true, why);
-                false
-            }
+            Err(why) => call_off(facts, stop, why, said),
         },
         (.., led) if facts.now.since(stop.asked) >= CHECK_WITHIN || facts.leads().is_err() => {
             let late = "the local Patroni did not say in time what it is about to do".to_string();
-            said.give(stop.hook, true, led.err().unwrap_or(late));
-            false
+            call_off(facts, stop, led.err().unwrap_or(late), said)
         }
         _ => true,
     }
+}
+
+/// Nothing to wait for. Returns whether somebody has to be told so.
+fn call_off(facts: &Facts<'_>, stop: &mut Stop, why: String, said: &mut Said) -> bool {
+    said.give(stop.hook, true, why);
+    stop.step = Step::Over { since: facts.now, aborted: true };
+    advance_phase(stop);
+    stop.record.is_some()
 }
 
 /// What the stop is for, if that is worth waiting.
@@ -341,10 +352,16 @@ fn kind(facts: &Facts<'_>, stop: &Stop, status: &MemberStatus) -> Result<SwitchK
     if status.state == "restarting" {
         return Ok(SwitchKind::Restart);
     }
+    if status.state != "stopping" {
+        return Err(format!("this is no stop for a switchover (Patroni's state is {})", status.state));
+    }
+    asked_of_us(facts, stop.wall).map(|()| SwitchKind::Switchover)
+}
+
+/// Whether a switchover is asked for that is due and means this member.
+fn asked_of_us(facts: &Facts<'_>, wall: u64) -> Result<(), String> {
     let failover = facts.observed.clusters[&facts.cluster.name].topology.failover.as_ref();
-    let Some(failover) = failover.filter(|_| status.state == "stopping") else {
-        return Err(format!("no switchover is asked for (Patroni's state is {})", status.state));
-    };
+    let failover = failover.ok_or("no switchover is asked for")?;
     let us = facts.member();
     if failover.leader.as_deref().is_some_and(|name| name != us) {
         return Err("the failover key names another leader".into());
@@ -354,8 +371,8 @@ fn kind(facts: &Facts<'_>, stop: &Stop, status: &MemberStatus) -> Result<SwitchK
     }
     match failover.scheduled_at.as_deref().map(seconds_of) {
         Some(None) => Err("the time of the scheduled switchover is not understood".into()),
-        Some(Some(at)) if at > i128::from(stop.wall) + 1 => Err("the switchover is not due yet".into()),
-        _ => Ok(SwitchKind::Switchover),
+        Some(Some(at)) if at > i128::from(wall) + 1 => Err("the switchover is not due yet".into()),
+        _ => Ok(()),
     }
 }
 

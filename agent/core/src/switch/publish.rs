@@ -2,7 +2,6 @@
 //! turn, and ordered when they differ from what was last confirmed.
 
 use super::SwitchState;
-use super::conductor::Step;
 use super::hold::{Cause, Hold};
 use super::records::{FENCE, MEMBERS, MemberWord, POOLERS, PoolerWord, SWITCH, VERSION, to_bytes};
 use crate::config::{ClusterConfig, Config, Mode, RouteTo};
@@ -105,7 +104,7 @@ pub struct Facts<'a> {
 pub fn wanted(facts: &Facts<'_>, state: &SwitchState) -> OwnKeys {
     let mut keys = OwnKeys::new();
     if let Some(stop) = &state.stop
-        && let Some(record) = stop.record.as_ref().filter(|_| stop.step != Step::Checking)
+        && let Some(record) = &stop.record
     {
         keys.insert(SWITCH.into(), to_bytes(record));
     }
