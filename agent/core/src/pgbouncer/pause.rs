@@ -516,6 +516,10 @@ impl Pooler {
             }
             PoolerOrder::CutPaused { .. } => self.pause_cut = Some(now),
             PoolerOrder::ExtendPause(_) | PoolerOrder::ZeroMinPoolSize | PoolerOrder::EndPause => {
+                if let (PoolerOrder::EndPause, Some(own)) = (order, &mut self.pause) {
+                    // It may be over, and its note gone: nothing is done in its name any more but to end it.
+                    own.sure = false;
+                }
                 self.pause_failed = Some(now);
                 self.pause_failures += 1;
             }
