@@ -9,6 +9,7 @@
 extern crate alloc;
 
 pub mod agent;
+mod calendar;
 pub mod config;
 pub mod desired;
 pub mod effect;

@@ -15,7 +15,7 @@ use crate::status::{
     RouteStatus, Status, SwitchStatus,
 };
 use crate::switch::SwitchState;
-use crate::switch::hold::{HAS_BEFORE_STOP, read_version};
+use crate::switch::causes::{HAS_BEFORE_STOP, read_version};
 use crate::switch::records::PoolerWord;
 use crate::time::{Human, Time};
 use crate::topology::{Member, Topology};

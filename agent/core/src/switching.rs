@@ -11,6 +11,7 @@ use crate::pgbouncer::reconcile::{self, Decisions};
 use crate::questions::Question;
 use crate::rule::{Reason, Rule};
 use crate::switch::conductor::{self, Said, Step};
+use crate::switch::fence;
 use crate::switch::hold::{self, Change, Hold};
 use crate::switch::publish::{self, OwnKeys};
 use crate::switch::records::{REGISTRY, Registered, VERSION, to_bytes};
@@ -95,7 +96,7 @@ impl Agent {
         }
         self.with_conductor(|facts, state, said| match kind {
             HookKind::BeforeStop => conductor::before_stop(facts, state, hook, wall, said),
-            HookKind::PrePromote => conductor::pre_promote(facts, state, hook, said),
+            HookKind::PrePromote => fence::pre_promote(facts, state, hook, said),
         });
     }
 

@@ -24,7 +24,7 @@ use core::time::Duration;
 /// The hook has to have its first answer within 100 ms: the local Patroni has this long to answer.
 const CHECK_WITHIN: Duration = Duration::from_millis(75);
 /// The store has this long to take the record.
-const ANNOUNCE_WITHIN: Duration = Duration::from_millis(250);
+pub(super) const ANNOUNCE_WITHIN: Duration = Duration::from_millis(250);
 /// A record of a stop that was called off stays this long, so that everybody sees it.
 const ABORTED_STAYS: Duration = Duration::from_secs(5);
 /// A stop that has not happened so long after the hook returned will not happen.
@@ -104,12 +104,12 @@ pub struct Said {
 }
 
 impl Said {
-    fn give(&mut self, hook: HookId, go_on: bool, why: String) {
+    pub(super) fn give(&mut self, hook: HookId, go_on: bool, why: String) {
         self.notes.push(why.clone());
         self.answers.push((hook, HookAnswer::Return { go_on, why }));
     }
 
-    fn wait(&mut self, hook: HookId, at_most: Duration, why: String) {
+    pub(super) fn wait(&mut self, hook: HookId, at_most: Duration, why: String) {
         let at_most_ms = u64::try_from(at_most.as_millis()).unwrap_or(u64::MAX);
         self.notes.push(why.clone());
         self.answers.push((hook, HookAnswer::Wait { at_most_ms, why }));
@@ -117,7 +117,7 @@ impl Said {
 }
 
 impl Facts<'_> {
-    fn member(&self) -> &str {
+    pub(super) fn member(&self) -> &str {
         self.observed.local_member(self.config).unwrap_or(&self.config.node)
     }
 
@@ -204,7 +204,7 @@ fn worth_waiting(facts: &Facts<'_>, state: &SwitchState) -> Result<(), String> {
 }
 
 /// Agents with poolers that live, as their leases say.
-fn live(state: &SwitchState) -> BTreeSet<String> {
+pub(super) fn live(state: &SwitchState) -> BTreeSet<String> {
     let peers = &state.view.peers;
     peers.poolers.keys().chain(&peers.strangers).cloned().collect()
 }
@@ -230,38 +230,8 @@ fn advance_phase(stop: &mut Stop) {
     }
 }
 
-/// `pre_promote` asked.
-pub fn pre_promote(facts: &Facts<'_>, state: &mut SwitchState, hook: HookId, said: &mut Said) {
-    let fence = facts.config.switch.fence;
-    if fence == Fence::Off || facts.config.mode != Mode::Enforce || !facts.config.mutants.obey(Rule::Fenced) {
-        return said.give(
-            hook,
-            true,
-            "nobody is asked: [switch] fence is off, or this is observe mode".into(),
-        );
-    }
-    if let Some(first) = state.promotion.as_mut().and_then(|promotion| promotion.hook.take()) {
-        said.give(first, fence != Fence::Strict, "a second pre_promote came".into());
-    }
-    let view = &facts.observed.clusters[&facts.cluster.name];
-    let record = Fencing {
-        v: VERSION,
-        epoch: epoch(facts),
-        member: facts.member().into(),
-        former: view.former.clone(),
-        strict: fence == Fence::Strict,
-    };
-    let waits = format!("pre_promote: the poolers are asked to let go of {}", former(&record));
-    said.wait(hook, facts.config.switch.fence_timeout + ANNOUNCE_WITHIN, waits);
-    state.promotion = Some(Promotion { hook: Some(hook), asked: facts.now, record });
-}
-
-fn former(record: &Fencing) -> &str {
-    record.former.as_deref().unwrap_or("whoever led before")
-}
-
 /// No two are alike: a leadership has one revision, and the clock of a host only goes forward while it is up.
-fn epoch(facts: &Facts<'_>) -> String {
+pub(super) fn epoch(facts: &Facts<'_>) -> String {
     let view = &facts.observed.clusters[&facts.cluster.name];
     let revision = view.topology.leader.as_ref().map_or(0, |leader| leader.revision);
     format!("{}-{revision}-{}", facts.config.node, facts.now.as_micros())
@@ -287,7 +257,7 @@ pub fn step(facts: &Facts<'_>, state: &mut SwitchState, said: &mut Said) {
         state.stop = keep.then_some(stop);
     }
     if let Some(mut promotion) = state.promotion.take() {
-        let keep = promote(facts, state, &mut promotion, said);
+        let keep = super::fence::promote(facts, state, &mut promotion, said);
         state.promotion = keep.then_some(promotion);
     }
 }
@@ -369,7 +339,7 @@ fn asked_of_us(facts: &Facts<'_>, wall: u64) -> Result<(), String> {
     if failover.candidate.as_deref() == Some(us) {
         return Err("the failover key names this member as the next leader".into());
     }
-    match failover.scheduled_at.as_deref().map(seconds_of) {
+    match failover.scheduled_at.as_deref().map(crate::calendar::seconds_of) {
         Some(None) => Err("the time of the scheduled switchover is not understood".into()),
         Some(Some(at)) if at > i128::from(wall) + 1 => Err("the switchover is not due yet".into()),
         _ => Ok(()),
@@ -401,7 +371,11 @@ fn drain(facts: &Facts<'_>, state: &SwitchState, stop: &mut Stop, since: Time, s
 }
 
 /// Who has not given the word.
-fn missing(asked: BTreeSet<String>, state: &SwitchState, given: impl Fn(&PoolerWord) -> bool) -> Vec<String> {
+pub(super) fn missing(
+    asked: BTreeSet<String>,
+    state: &SwitchState,
+    given: impl Fn(&PoolerWord) -> bool,
+) -> Vec<String> {
     let has = |node: &String| state.view.peers.poolers.get(node).is_some_and(&given);
     asked.into_iter().filter(|node| !has(node)).collect()
 }
@@ -424,108 +398,4 @@ fn is_open(facts: &Facts<'_>, since: Time, aborted: bool) -> bool {
     }
     // Its poolers see for themselves that it is back; they get some time for that.
     age < UNCHANGED + ABORTED_STAYS
-}
-
-/// Returns whether the promotion is still of interest.
-fn promote(facts: &Facts<'_>, state: &SwitchState, promotion: &mut Promotion, said: &mut Said) -> bool {
-    let record = &promotion.record;
-    let switch = &facts.config.switch;
-    let Some(hook) = promotion.hook else {
-        let view = &facts.observed.clusters[&facts.cluster.name];
-        let leads = view.topology.leader.as_ref().is_some_and(|leader| leader.name == record.member);
-        let writable = writable_leader(facts.config, facts.cluster, facts.observed, facts.now).is_ok();
-        return leads
-            && !writable
-            && facts.now.since(promotion.asked) < switch.hold_timeout + switch.failover_hold;
-    };
-    let missing = silent(facts, state, record);
-    let took = crate::time::Human(facts.now.since(promotion.asked));
-    let (go_on, why) = if missing.is_empty() {
-        (true, format!("no pooler can write to {} any more, after {took}", former(record)))
-    } else if facts.now.since(promotion.asked) >= switch.fence_timeout {
-        let who = missing.join(", ");
-        match record.strict {
-            true => (
-                false,
-                format!(
-                    "not fenced, no promotion: no word from {who} (`pgsquire forget NAME` takes a pooler out)"
-                ),
-            ),
-            false => (true, format!("promotion goes on without the word of {who}")),
-        }
-    } else {
-        return true;
-    };
-    said.give(hook, go_on, why);
-    promotion.hook = None;
-    // A refused promotion gives the lock away: the poolers need not wait for it.
-    go_on
-}
-
-/// Who has not said yet that he cannot write to the old primary any more.
-fn silent(facts: &Facts<'_>, state: &SwitchState, record: &Fencing) -> Vec<String> {
-    let peers = &state.view.peers;
-    let mut asked = live(state);
-    let trusts_leases = !record.strict || !facts.config.mutants.obey(Rule::StrictFence);
-    if trusts_leases {
-        // A pooler beside the lost leader may be as lost as that is.
-        let beside = |node: &String| {
-            let word = peers.poolers.get(node);
-            record.former.is_some() && word.is_some_and(|word| word.member == record.former)
-        };
-        asked.retain(|node| !beside(node));
-    } else {
-        asked.extend(peers.registry.iter().cloned());
-        if state.view.seen.is_none() {
-            asked.insert("the store, whose registry was not read".into());
-        }
-    }
-    let let_go = |word: &PoolerWord| {
-        word.fenced.as_ref() == Some(&record.epoch)
-            || word.holds.is_some() && word.holds == record.former && word.links_left == 0
-    };
-    missing(asked, state, let_go)
-}
-
-/// Seconds since 1970 of `2026-01-31T12:00:00+02:00`, as Patroni writes times (an offset is always there).
-pub fn seconds_of(text: &str) -> Option<i128> {
-    let (date, time) = text.split_once(['T', ' '])?;
-    let mut date = date.splitn(3, '-').map(|part| part.parse::<i128>().ok());
-    let (year, month, day) = (date.next()??, date.next()??, date.next()??);
-    let offset_at = time.rfind(['+', '-', 'Z'])?;
-    let (clock, offset) = time.split_at(offset_at);
-    let seconds = |text: &str| -> Option<i128> {
-        let mut parts = text.split(':').map(|part| part.split('.').next().unwrap_or("").parse::<i128>().ok());
-        let hours = parts.next()??;
-        Some(hours * 3600 + parts.next().flatten().unwrap_or(0) * 60 + parts.next().flatten().unwrap_or(0))
-    };
-    let offset = match offset.split_at(1) {
-        ("Z", _) => 0,
-        ("-", rest) => -seconds(rest)?,
-        (_, rest) => seconds(rest)?,
-    };
-    if !(1..=12).contains(&month) || !(1..=31).contains(&day) {
-        return None;
-    }
-    // Days since 1970 of the proleptic Gregorian calendar, counted from March on.
-    let (y, m) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
-    let days =
-        365 * y + y.div_euclid(4) - y.div_euclid(100) + y.div_euclid(400) + (153 * m + 2) / 5 + day - 719_469;
-    Some(days * 86_400 + seconds(clock)? - offset)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn times_of_scheduled_switchovers() {
-        assert_eq!(seconds_of("1970-01-01T00:00:00+00:00"), Some(0));
-        assert_eq!(seconds_of("2026-11-21T07:00:00.5+01:00"), Some(1_795_240_800));
-        assert_eq!(seconds_of("2024-02-29T23:59:59Z"), Some(1_709_251_199));
-        assert_eq!(seconds_of("2000-03-01 00:00:00-05:30"), Some(951_888_600));
-        for bad in ["", "tomorrow", "2026-13-01T00:00:00Z", "2026-01-01", "2026-01-01T00:00:00"] {
-            assert_eq!(seconds_of(bad), None, "{bad}");
-        }
-    }
 }

@@ -1,8 +1,8 @@
 //! When the pools of this host wait instead of failing: because a member announced its stop, because the primary is
 //! lost, or because another member is about to be promoted. Every hold has an end.
 
-use super::SwitchState;
-use super::records::{Phase, Switch};
+use super::records::Phase;
+use super::{SwitchState, causes};
 use crate::config::{ClusterConfig, Config, Mode, RouteTo};
 use crate::event::ServerWord;
 use crate::leader::{WritableLeader, writable_leader};
@@ -12,15 +12,13 @@ use crate::time::{Human, Time};
 use crate::topology::{Endpoint, Topology};
 use crate::wal::Timeline;
 use alloc::format;
-use alloc::string::{String, ToString};
+use alloc::string::String;
 use core::time::Duration;
 
 /// A stop that was announced and did not come is over so long after the hook returned.
 const UNCHANGED: Duration = Duration::from_secs(2);
 /// So many ended epochs are remembered.
 const REMEMBERED: usize = 16;
-/// First version of Patroni that has `before_stop`.
-pub const HAS_BEFORE_STOP: (u32, u32, u32) = (3, 0, 3);
 
 /// Why the pools wait.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,17 +49,17 @@ pub struct Hold {
     /// It ends then, whatever happens.
     pub until: Time,
     /// The longest it may become.
-    last: Time,
+    pub(super) last: Time,
     /// Timeline of the term at its beginning: a newer one ends it.
-    timeline: Option<Timeline>,
+    pub(super) timeline: Option<Timeline>,
     /// Start time of the member's server as announced.
-    started: Option<String>,
+    pub(super) started: Option<String>,
     /// The member's hook has returned, as far as we saw.
-    stop_seen: Option<Time>,
+    pub(super) stop_seen: Option<Time>,
     /// The hook was lost.
-    aborted: bool,
+    pub(super) aborted: bool,
     /// The server on this host was seen away (for `local` routes).
-    was_down: bool,
+    pub(super) was_down: bool,
     /// Epoch of a fence record that waits for our word, and since when.
     pub fence: Option<(String, Time)>,
 }
@@ -92,23 +90,23 @@ pub struct Facts<'a> {
 }
 
 impl Facts<'_> {
-    fn view(&self) -> &ClusterView {
+    pub(super) fn view(&self) -> &ClusterView {
         &self.observed.clusters[&self.cluster.name]
     }
 
-    fn topology(&self) -> &Topology {
+    pub(super) fn topology(&self) -> &Topology {
         &self.view().topology
     }
 
-    fn leader(&self) -> Option<&str> {
+    pub(super) fn leader(&self) -> Option<&str> {
         self.topology().leader.as_ref().map(|leader| leader.name.as_str())
     }
 
-    fn writable(&self) -> Option<WritableLeader> {
+    pub(super) fn writable(&self) -> Option<WritableLeader> {
         writable_leader(self.config, self.cluster, self.observed, self.now).ok()
     }
 
-    fn member_at(&self, endpoint: &Endpoint) -> Option<&str> {
+    pub(super) fn member_at(&self, endpoint: &Endpoint) -> Option<&str> {
         let mut members = self.topology().members.values();
         members.find(|m| m.endpoint.as_ref() == Some(endpoint)).map(|m| m.name.as_str())
     }
@@ -120,7 +118,7 @@ impl Facts<'_> {
     }
 
     /// How long a hold may last in all.
-    fn bounded(&self, wanted: Duration) -> Duration {
+    pub(super) fn bounded(&self, wanted: Duration) -> Duration {
         self.limit.map_or(wanted, |limit| wanted.min(limit))
     }
 
@@ -155,146 +153,9 @@ pub fn step(facts: &Facts<'_>, state: &mut SwitchState) -> Option<Change> {
 }
 
 fn begin(facts: &Facts<'_>, state: &SwitchState) -> Option<Hold> {
-    announced(facts, state).or_else(|| fenced(facts, state)).or_else(|| lost(facts, state))
-}
-
-/// A member's agent announced its stop, or Patroni is too old to let it.
-fn announced(facts: &Facts<'_>, state: &SwitchState) -> Option<Hold> {
-    let switch = &facts.config.switch;
-    let drains = switch.drain && facts.config.mutants.obey(Rule::DrainPlanned);
-    if !drains || facts.view().usable(facts.config, facts.cluster, facts.now).is_err() {
-        return None;
-    }
-    let leader = facts.topology().leader_member()?;
-    let endpoint = leader.endpoint.clone()?;
-    let total = facts.bounded(switch.hold_timeout + switch.failover_hold);
-    let hold = |epoch: String, why: String| Hold {
-        cause: Cause::Planned,
-        epoch: Some(epoch),
-        until: facts.now + facts.bounded(switch.hold_timeout),
-        last: facts.now + total,
-        ..Hold::new(facts, &leader.name, endpoint.clone(), why)
-    };
-    if let Some(record) = &state.view.peers.switch
-        && record.from == leader.name
-        && record.phase != Phase::Aborted
-        && !state.ended.contains(&record.epoch)
-    {
-        let mut hold =
-            hold(record.epoch.clone(), format!("{} is about to stop ({})", record.from, kind(record)));
-        hold.started = record.started.clone();
-        return Some(hold);
-    }
-    let failover = facts.topology().failover.as_ref()?;
-    let asked = failover.leader.as_ref().is_none_or(|name| *name == leader.name)
-        && failover.candidate.as_ref() != Some(&leader.name)
-        && failover.scheduled_at.is_none();
-    let epoch = format!("failover key, leader key {}", facts.topology().leader.as_ref()?.revision);
-    let old =
-        leader.version.as_deref().and_then(read_version).is_some_and(|version| version < HAS_BEFORE_STOP);
-    if !old || !asked || state.ended.contains(&epoch) {
-        return None;
-    }
-    let why =
-        format!("a switchover is asked for, and Patroni {} has no before_stop", leader.version.as_deref()?);
-    let mut hold = hold(epoch, why);
-    hold.stop_seen = Some(facts.now + switch.drain_timeout);
-    Some(hold)
-}
-
-fn kind(record: &Switch) -> &'static str {
-    match record.kind {
-        super::records::SwitchKind::Switchover => "switchover",
-        super::records::SwitchKind::Restart => "restart",
-    }
-}
-
-/// `3.0.2` -> (3, 0, 2).
-pub fn read_version(text: &str) -> Option<(u32, u32, u32)> {
-    let mut parts = text.split('.').map(|part| {
-        let digits: String = part.chars().take_while(char::is_ascii_digit).collect();
-        digits.parse().ok()
-    });
-    Some((parts.next()??, parts.next().flatten().unwrap_or(0), parts.next().flatten().unwrap_or(0)))
-}
-
-/// Another member took the lock and is about to be promoted.
-fn fenced(facts: &Facts<'_>, state: &SwitchState) -> Option<Hold> {
-    let record = state.view.peers.fence.as_ref()?;
-    let endpoint = state.watched.as_ref()?;
-    let from = facts.member_at(endpoint).map_or_else(|| endpoint.to_string(), Into::into);
-    if record.member == from
-        || facts.leader() != Some(&record.member)
-        || state.ended.contains(&record.epoch)
-        || state.given_up.as_ref() == Some(endpoint)
-    {
-        return None;
-    }
-    if facts.writable().is_some_and(|leader| leader.name == record.member) {
-        return None;
-    }
-    let hold_for = facts.config.switch.failover_hold.max(facts.config.switch.fence_timeout);
-    Some(Hold {
-        cause: Cause::Fenced,
-        epoch: Some(record.epoch.clone()),
-        until: facts.now + facts.bounded(hold_for),
-        last: facts.now + facts.bounded(hold_for),
-        fence: Some((record.epoch.clone(), facts.now)),
-        ..Hold::new(facts, &from, endpoint.clone(), format!("{} is about to be promoted", record.member))
-    })
-}
-
-/// The primary cannot be reached, or says that it is not writable.
-fn lost(facts: &Facts<'_>, state: &SwitchState) -> Option<Hold> {
-    let switch = &facts.config.switch;
-    let endpoint = state.watched.as_ref()?;
-    if !facts.config.mutants.obey(Rule::HoldOnProof) {
-        // The mutant takes a missing leader key for a lost primary.
-        let missing = facts.topology().leader.is_none() && facts.view().seen.is_some();
-        if missing {
-            return Some(Hold {
-                cause: Cause::Lost,
-                until: facts.now + switch.failover_hold,
-                last: facts.now + switch.failover_hold,
-                ..Hold::new(facts, "?", endpoint.clone(), "nobody holds the leader key".into())
-            });
-        }
-    }
-    let why = lost_server(facts, state, endpoint)?;
-    let holds = !switch.failover_hold.is_zero() && facts.config.mutants.obey(Rule::HoldLost);
-    if !holds || state.given_up.as_ref() == Some(endpoint) {
-        return None;
-    }
-    if facts.writable().is_some_and(|leader| leader.endpoint != *endpoint) {
-        // There is a better place already.
-        return None;
-    }
-    // While Patroni is paused nobody takes over: only a postmaster that is restarted comes back.
-    let paused = facts.topology().config.pause;
-    let hold_for = if paused { switch.hold_timeout.min(switch.failover_hold) } else { switch.failover_hold };
-    let from = facts.member_at(endpoint).map_or_else(|| endpoint.to_string(), Into::into);
-    Some(Hold {
-        cause: Cause::Lost,
-        until: facts.now + facts.bounded(hold_for),
-        last: facts.now + facts.bounded(hold_for),
-        ..Hold::new(facts, &from, endpoint.clone(), why)
-    })
-}
-
-/// Why the server counts as lost, if it does: the connection to it says so, or its own Patroni.
-fn lost_server(facts: &Facts<'_>, state: &SwitchState, endpoint: &Endpoint) -> Option<String> {
-    let sign = state.server.as_ref().filter(|sign| sign.endpoint == *endpoint);
-    match sign.map(|sign| &sign.word) {
-        Some(ServerWord::Lost { why }) => return Some(format!("the server at {endpoint} is lost ({why})")),
-        Some(ServerWord::InRecovery(true)) => {
-            return Some(format!("the server at {endpoint} is in recovery"));
-        }
-        _ => {}
-    }
-    let member = facts.member_at(endpoint)?;
-    let status = facts.view().asked.get(member)?.fresh(facts.now, LOCAL_PROBE_AGE).ok()?;
-    let is_down = matches!(status.state.as_str(), "stopping" | "stopped" | "restarting" | "crashed");
-    is_down.then(|| format!("{member} says that its server is {}", status.state))
+    causes::announced(facts, state)
+        .or_else(|| causes::fenced(facts, state))
+        .or_else(|| causes::lost(facts, state))
 }
 
 impl Hold {
@@ -303,7 +164,7 @@ impl Hold {
         self.cause != Cause::Planned || self.stop_seen.is_some()
     }
 
-    fn new(facts: &Facts<'_>, from: &str, endpoint: Endpoint, why: String) -> Self {
+    pub(super) fn new(facts: &Facts<'_>, from: &str, endpoint: Endpoint, why: String) -> Self {
         Hold {
             from: from.into(),
             endpoint,

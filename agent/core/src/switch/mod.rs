@@ -11,11 +11,13 @@
 //!   it is writable ─────────────────> members/<member> {timeline} ─────> re-point, RESUME
 //! ```
 //!
-//! [`records`] is what is said, [`peers`] what was heard, [`conductor`] answers the hooks, [`hold`] says when this
-//! host's pools wait, [`publish`] what this host says. PAUSE and RESUME themselves are in
+//! [`records`] is what is said, [`peers`] what was heard, [`conductor`] and `fence` answer the hooks, [`hold`] says when
+//! this host's pools wait and [`causes`] why, [`publish`] what this host says. PAUSE and RESUME themselves are in
 //! [`pause`](crate::pgbouncer::pause).
 
+pub mod causes;
 pub mod conductor;
+pub mod fence;
 pub mod hold;
 pub mod peers;
 pub mod publish;
