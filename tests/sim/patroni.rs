@@ -373,7 +373,7 @@ impl World {
     /// Whether a switchover is scheduled for later.
     fn is_for_later(&self, wish: &str) -> bool {
         let at = wish.split("scheduled_at\":\"").nth(1).and_then(|rest| rest.split('"').next());
-        let seconds = at.and_then(pgsquire_core::switch::conductor::seconds_of);
+        let seconds = at.and_then(pgsquire_core::calendar::seconds_of);
         seconds.is_some_and(|at| at > i128::from(self.now.as_micros() / 1_000_000))
     }
 

@@ -1,13 +1,13 @@
 //! The whole of the core as one value: a fact goes in, orders come out.
 
 use crate::config::{Config, PoolerConfig};
-use crate::desired::{Decision, Desired, PoolerFacts, lint, plan};
+use crate::desired::{Desired, PoolerFacts, lint, plan};
 use crate::effect::{Effect, EffectId, HookAnswer, Order};
 use crate::event::{Event, Hint, HookId, Outcome, Restored};
-use crate::leader::writable_leader;
 use crate::observed::{ClusterView, Fact, Observed};
 use crate::patroni::read_member_status;
-use crate::pgbouncer::pause::{self, OwnPause};
+use crate::pgbouncer::let_go;
+use crate::pgbouncer::pause::OwnPause;
 use crate::pgbouncer::pools::{InFlight, LOST_AFTER, Pooler};
 use crate::pgbouncer::reconcile;
 use crate::questions::{Question, Schedule};
@@ -19,7 +19,7 @@ use crate::time::Time;
 use crate::topology::Endpoint;
 use alloc::collections::BTreeMap;
 use alloc::format;
-use alloc::string::{String, ToString};
+use alloc::string::String;
 use alloc::vec::Vec;
 use core::time::Duration;
 
@@ -389,62 +389,6 @@ impl Agent {
         self.next_id += 1;
         id
     }
-
-    fn note_changes(&mut self) {
-        let now = self.now;
-        for cluster in &self.config.clusters {
-            let view = &self.observed.clusters[&cluster.name];
-            let leader = view.topology.leader.as_ref().map_or("nobody", |l| l.name.as_str());
-            let text = format!("{leader} holds the leader key");
-            self.recorder.say_change(now, "leader", &cluster.name, leader, "nobody", &text);
-            let (key, text) = match writable_leader(&self.config, cluster, &self.observed, now) {
-                Ok(l) => (
-                    format!("{} {}", l.name, l.timeline),
-                    format!("{} is writable on timeline {}: {}", l.name, l.timeline, l.proof),
-                ),
-                Err(reason) => (reason.rule.word().to_string(), reason.text),
-            };
-            self.recorder.say_change(now, "writable", &cluster.name, &key, "", &text);
-            let refused = view.candidate.as_ref().map_or("", |c| c.reason.rule.word());
-            let text = view
-                .candidate
-                .as_ref()
-                .map_or("the store's answers are followed".into(), |c| c.reason.to_string());
-            self.recorder.say_change(now, "store", &cluster.name, refused, "", &text);
-        }
-        for (name, decisions) in &self.desired.poolers {
-            let Some(pooler) = self.poolers.get(name) else { continue };
-            for (entry, decision) in decisions {
-                note_route(&mut self.recorder, now, &format!("{name}/{entry}"), entry, pooler, decision);
-            }
-        }
-    }
-}
-
-fn note_route(
-    recorder: &mut Recorder,
-    now: Time,
-    subject: &str,
-    entry: &str,
-    pooler: &Pooler,
-    decision: &Decision,
-) {
-    let (key, text) = match &decision.target {
-        Some(t) => (t.endpoint.to_string(), format!("must lead to {}: {}", t.endpoint, decision.reason.text)),
-        None => {
-            (format!("hold {}", decision.reason.rule), format!("stays where it is: {}", decision.reason.text))
-        }
-    };
-    recorder.say_change(now, "route", subject, &key, "", &text);
-    let verified = pooler.is_verified(entry, decision, now);
-    let key = if verified { key } else { "unverified".to_string() };
-    let text = match (&decision.target, verified) {
-        (Some(target), true) => {
-            format!("leads to {}: file, loaded entry and server links agree", target.endpoint)
-        }
-        _ => "is not verified".to_string(),
-    };
-    recorder.say_change(now, "verified", subject, &key, "unverified", &text);
 }
 
 fn learn<T>(fact: &mut Fact<T>, started: Time, answer: Result<T, String>) {
@@ -467,6 +411,6 @@ impl PoolerFacts for Facts<'_> {
 
     fn waits(&self, pooler: &str) -> bool {
         let (Some(config), Some(known)) = (self.1.pooler(pooler), self.0.get(pooler)) else { return false };
-        pause::all_wait(config, known)
+        let_go::all_wait(config, known)
     }
 }

@@ -9,13 +9,16 @@
 extern crate alloc;
 
 pub mod agent;
-mod calendar;
+pub mod calendar;
+pub mod candidate;
+mod chronicle;
 pub mod config;
 pub mod desired;
 pub mod effect;
 pub mod event;
 #[cfg(test)]
 mod example;
+pub mod fact;
 pub mod health;
 pub mod leader;
 pub mod observed;

@@ -1,7 +1,9 @@
 //! What we know, how fresh it is, how new it is.
 
+pub use crate::candidate::Candidate;
 use crate::config::{ClusterConfig, Config};
 use crate::event::{LocalServer, StoreChange, StoreRead};
+pub use crate::fact::Fact;
 use crate::patroni::{Keys, MemberStatus, read_topology};
 use crate::rule::{Reason, Rule};
 use crate::switch::records::MemberWord;
@@ -22,100 +24,6 @@ pub const PRIMARY_PROBE_AGE: Duration = Duration::from_secs(1);
 
 /// A promotion that lasts longer is no longer watched closely.
 const PROMOTION_PATIENCE: Duration = Duration::from_secs(60);
-
-/// Something we asked for.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Fact<T> {
-    /// Never answered, or the newest answer was a failure.
-    Unknown {
-        /// Why, for people.
-        why: String,
-    },
-    /// Answered.
-    Known {
-        /// The answer.
-        value: T,
-        /// When the question was put: the answer is at least as new.
-        seen: Time,
-    },
-}
-
-impl<T> Fact<T> {
-    /// Nobody asked yet.
-    pub fn never() -> Self {
-        Fact::Unknown { why: "not asked yet".into() }
-    }
-
-    /// The value, if it is no older than `max_age`.
-    ///
-    /// # Errors
-    /// Why it is unknown, for people.
-    pub fn fresh(&self, now: Time, max_age: Duration) -> Result<&T, String> {
-        match self {
-            Fact::Unknown { why } => Err(why.clone()),
-            Fact::Known { value, seen } if now.since(*seen) <= max_age => Ok(value),
-            Fact::Known { seen, .. } => Err(format!("the last answer is {} old", Human(now.since(*seen)))),
-        }
-    }
-
-    /// The value, however old.
-    pub fn last(&self) -> Option<&T> {
-        match self {
-            Fact::Unknown { .. } => None,
-            Fact::Known { value, .. } => Some(value),
-        }
-    }
-
-    /// When the question for the newest answer was put.
-    pub fn seen(&self) -> Option<Time> {
-        match self {
-            Fact::Unknown { .. } => None,
-            Fact::Known { seen, .. } => Some(*seen),
-        }
-    }
-
-    /// Takes an answer, unless a newer one is there.
-    pub fn learn(&mut self, value: T, started: Time) {
-        if self.seen().is_none_or(|seen| seen <= started) {
-            *self = Fact::Known { value, seen: started };
-        }
-    }
-}
-
-/// A read that was not adopted, and why.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Candidate {
-    /// What was read.
-    pub read: StoreRead,
-    /// Its keys, understood.
-    pub topology: Topology,
-    /// Why it is not followed.
-    pub reason: Reason,
-    /// What its members say by REST.
-    pub asked: BTreeMap<String, Fact<MemberStatus>>,
-}
-
-impl Candidate {
-    /// Whether a majority of the members confirms it: they belong to the same system, and the only writable one is its
-    /// leader. Those count that were `known` before, else a stranger would vouch for himself; who knows none, has to take
-    /// those that it names. An older view of a known store must prove the leader's lease besides: a store that
-    /// came back from a snapshot can, a member of it that fell behind cannot.
-    pub fn is_confirmed(&self, known: &Topology, now: Time, max_age: Duration) -> bool {
-        let Some(leader) = &self.topology.leader else { return false };
-        if self.reason.rule == Rule::OlderView && self.read.leader_ttl.is_none() {
-            return false;
-        }
-        let fresh = |name: &String| self.asked.get(name).and_then(|fact| fact.fresh(now, max_age).ok());
-        let voters = if known.members.is_empty() { &self.topology.members } else { &known.members };
-        let agrees = |name: &&String| fresh(name).is_some_and(|s| s.system_id == self.topology.system_id);
-        let agreeing = voters.keys().filter(agrees).count();
-        let writable = |name: &&String| fresh(name).is_some_and(MemberStatus::is_writable);
-        let mut writable = self.asked.keys().filter(writable);
-        agreeing * 2 > voters.len()
-            && writable.next().is_some_and(|name| *name == leader.name)
-            && writable.next().is_none()
-    }
-}
 
 /// What we know of one cluster.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -5,9 +5,9 @@ use crate::config::{Config, Fence, Mode, RouteTo};
 use crate::effect::{Effect, EffectId, Order, PoolerOrder};
 use crate::event::{Event, HookId, HookKind};
 use crate::leader::writable_leader;
-use crate::pgbouncer::pause;
 use crate::pgbouncer::pools::Pooler;
 use crate::pgbouncer::reconcile::{self, Decisions};
+use crate::pgbouncer::{let_go, pause};
 use crate::questions::Question;
 use crate::rule::{Reason, Rule};
 use crate::switch::conductor::{self, Said, Step};
@@ -359,7 +359,7 @@ pub(crate) fn note_holds(config: &Config, name: &str, pooler: &mut Pooler, switc
             own.left = Some(hold.endpoint.clone());
         }
         if let Some(cluster) = config.cluster(cluster) {
-            pause::hurry(config, cluster, name, pooler, hold, now);
+            let_go::hurry(config, cluster, name, pooler, hold, now);
         }
     }
 }

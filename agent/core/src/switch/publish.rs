@@ -6,7 +6,7 @@ use super::hold::{Cause, Hold};
 use super::records::{FENCE, MEMBERS, MemberWord, POOLERS, PoolerWord, SWITCH, VERSION, to_bytes};
 use crate::config::{ClusterConfig, Config, Mode, RouteTo};
 use crate::observed::{LOCAL_PROBE_AGE, Observed};
-use crate::pgbouncer::pause::{LetGo, let_go};
+use crate::pgbouncer::let_go::{LetGo, let_go};
 use crate::pgbouncer::pools::Pooler;
 use crate::time::Time;
 use alloc::collections::BTreeMap;
