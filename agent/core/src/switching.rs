@@ -25,6 +25,8 @@ use core::time::Duration;
 
 /// A publisher that has not answered by then is given up.
 const PUBLISH_WITHIN: Duration = Duration::from_secs(3);
+/// An entry of the registry that is not seen is put again after this.
+const REGISTER_AGAIN: Duration = Duration::from_secs(2);
 /// While a hook waits, time passes this often.
 const HOOK_WAITS: Duration = Duration::from_millis(5);
 /// … and while pools are held, this often.
@@ -230,8 +232,10 @@ impl Agent {
                 orders.push((cluster.name.clone(), wanted));
             }
             let known = state.view.seen.is_some() && !state.view.peers.registry.contains(&self.config.node);
-            if known && !state.published.registering && publish::speaks(&facts) {
+            let due = !state.published.registering && self.now >= state.published.register_after;
+            if known && due && publish::speaks(&facts) {
                 state.published.registering = true;
+                state.published.register_after = self.now + REGISTER_AGAIN;
                 registers.push(cluster.name.clone());
             }
         }

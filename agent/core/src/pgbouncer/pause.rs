@@ -131,7 +131,9 @@ pub fn begin(
         }
     }
     let own = pooler.pause.as_ref()?;
-    let zero = own.refills && own.sure && own.pause.min_pool_size.is_some();
+    // After its time the guard has ended it, and its note is gone.
+    let lasts = now < own.pause.until;
+    let zero = own.refills && own.sure && lasts && own.pause.min_pool_size.is_some();
     (zero && config.mutants.obey(Rule::NoRefill)).then(|| {
         let text = "a RELOAD gave min_pool_size back: its links would be closed in login";
         (PoolerOrder::ZeroMinPoolSize, Reason::new(Rule::NoRefill, text))

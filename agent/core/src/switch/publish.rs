@@ -39,6 +39,8 @@ pub struct Published {
     pub why: Option<String>,
     /// Our entry of the registry is on its way.
     pub registering: bool,
+    /// It is not put again before this: until then it may only not have been heard of.
+    pub register_after: Time,
 }
 
 impl Published {
