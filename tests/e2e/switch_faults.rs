@@ -32,9 +32,12 @@ enum Back {
     Soon,
 }
 
-/// With settings so short that a test can wait for the guard.
+/// With settings so short that a test can wait for the guard. A pool whose agent is dead leads to a primary that is gone;
+/// then PgBouncer's own back-off (15 s) would be longer than every pause of ours.
 fn short() -> Spec {
-    Spec { switch: Switch::short(), ..switching() }
+    let spec = switching();
+    let poolers = spec.poolers.into_iter().map(|pooler| pooler.login_retry(1)).collect();
+    Spec { switch: Switch::short(), poolers, ..spec }
 }
 
 /// One client's transactions are so long that a drain takes a while: there is time to hit somebody in it.

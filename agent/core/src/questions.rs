@@ -30,6 +30,8 @@ const HELD_PAUSE: Duration = Duration::from_millis(100);
 const PROMOTION_PATIENCE: Duration = Duration::from_secs(60);
 /// … this often.
 const PATIENT_PAUSE: Duration = Duration::from_millis(250);
+/// The store is read no more often than this.
+const SHORTEST_STORE_PAUSE: Duration = Duration::from_millis(250);
 /// … to the local one, while a hook waits for its answer.
 const HOOK_PAUSE: Duration = Duration::from_millis(5);
 /// A question without an answer for this long is put again.
@@ -115,8 +117,7 @@ fn wishes(config: &Config, observed: &Observed, switches: &Switches, now: Time) 
         let view = &observed.clusters[&cluster.name];
         wishes.push(Wish {
             question: Question::Store(cluster.name.clone()),
-            // A lost or late answer must not age the view past its limit.
-            pause: cluster.max_fact_age / 3,
+            pause: store_pause(config, cluster, observed),
             order: Order::ReadStore { cluster: cluster.name.clone() },
             reason: Reason::new(
                 Rule::FactAge,
@@ -148,6 +149,18 @@ fn wishes(config: &Config, observed: &Observed, switches: &Switches, now: Time) 
         }
     }
     wishes
+}
+
+/// A lost or late answer must not age the view past its limit; on the leader's host it must be younger than `loop_wait`
+/// whenever `before_stop` comes.
+fn store_pause(config: &Config, cluster: &ClusterConfig, observed: &Observed) -> Duration {
+    let pause = cluster.max_fact_age / 3;
+    let local = config.local.as_ref().is_some_and(|local| local.cluster == cluster.name);
+    if !local || !observed.leads_here(config) {
+        return pause;
+    }
+    let loop_wait = observed.clusters[&cluster.name].topology.config.loop_wait;
+    pause.min(loop_wait / 2).max(SHORTEST_STORE_PAUSE)
 }
 
 fn members_to_ask(

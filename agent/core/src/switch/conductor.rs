@@ -65,6 +65,8 @@ pub struct Stop {
     wall: u64,
     /// How far it is.
     pub step: Step,
+    /// The hook was told to wait for the store's answer.
+    patient: bool,
     /// What the poolers are told, once it is known.
     pub record: Option<Switch>,
 }
@@ -161,7 +163,8 @@ pub fn before_stop(facts: &Facts<'_>, state: &mut SwitchState, hook: HookId, wal
             // With a switchover asked of this member the poolers are told at once, while Patroni is asked: the answer
             // calls it off if this stop is for something else.
             let record = asked_of_us(facts, wall).is_ok().then(|| announce(facts, SwitchKind::Switchover));
-            state.stop = Some(Stop { hook, asked: facts.now, wall, step: Step::Checking, record });
+            state.stop =
+                Some(Stop { hook, asked: facts.now, wall, step: Step::Checking, patient: false, record });
         }
     }
 }
@@ -286,20 +289,31 @@ fn advance(facts: &Facts<'_>, state: &SwitchState, stop: &mut Stop, said: &mut S
 
 fn check(facts: &Facts<'_>, stop: &mut Stop, said: &mut Said) -> bool {
     let patroni = &facts.observed.local_patroni;
-    match (patroni.last(), patroni.seen(), facts.leads_by_read()) {
-        (Some(status), Some(seen), Ok(())) if seen >= stop.asked => match kind(facts, stop, status) {
-            Ok(kind) => {
-                stop.record.get_or_insert_with(|| announce(facts, kind)).kind = kind;
-                stop.step = Step::Announcing { since: facts.now };
-                let at_most = facts.config.switch.drain_timeout + ANNOUNCE_WITHIN;
-                said.wait(stop.hook, at_most, format!("before_stop: the poolers drain {}", facts.member()));
-                true
-            }
-            Err(why) => call_off(facts, stop, why, said),
-        },
-        (.., led) if facts.now.since(stop.asked) >= CHECK_WITHIN || facts.leads().is_err() => {
-            let late = "the local Patroni did not say in time what it is about to do".to_string();
-            call_off(facts, stop, led.err().unwrap_or(late), said)
+    let status = patroni.last().filter(|_| patroni.seen() >= Some(stop.asked));
+    let age = facts.now.since(stop.asked);
+    match (status.map(|status| kind(facts, stop, status)), facts.leads_by_read()) {
+        (Some(Ok(kind)), Ok(())) => {
+            stop.record.get_or_insert_with(|| announce(facts, kind)).kind = kind;
+            stop.step = Step::Announcing { since: facts.now };
+            let at_most = facts.config.switch.drain_timeout + ANNOUNCE_WITHIN;
+            said.wait(stop.hook, at_most, format!("before_stop: the poolers drain {}", facts.member()));
+            true
+        }
+        (Some(Err(why)), _) => call_off(facts, stop, why, said),
+        (_, Err(why)) if facts.leads().is_err() || age >= ANNOUNCE_WITHIN => call_off(facts, stop, why, said),
+        (None, _) if age >= CHECK_WITHIN => {
+            let why = "the local Patroni did not say in time what it is about to do";
+            call_off(facts, stop, why.into(), said)
+        }
+        (Some(Ok(_)), Err(_)) if age >= CHECK_WITHIN && !stop.patient => {
+            // Patroni has said that this is a switchover or a restart: the store has as long as for the record.
+            stop.patient = true;
+            said.wait(
+                stop.hook,
+                ANNOUNCE_WITHIN,
+                "before_stop: the store is asked whose the leader key is".into(),
+            );
+            true
         }
         _ => true,
     }
