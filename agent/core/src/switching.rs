@@ -17,6 +17,7 @@ use crate::switch::publish::{self, OwnKeys};
 use crate::switch::records::{REGISTRY, Registered, VERSION, to_bytes};
 use crate::switch::{ServerSign, SwitchState};
 use crate::time::Time;
+use crate::topology::Endpoint;
 use alloc::collections::BTreeMap;
 use alloc::format;
 use alloc::string::{String, ToString};
@@ -140,9 +141,16 @@ impl Agent {
         self.note_stop();
         let limit = self.poolers.values().filter_map(pause::waiting_limit).min();
         for cluster in &self.config.clusters {
+            let led_to = write_targets(&self.config, &cluster.name, &self.poolers);
             let Some(state) = self.switches.get_mut(&cluster.name) else { continue };
-            let facts =
-                hold::Facts { config: &self.config, cluster, observed: &self.observed, limit, now: self.now };
+            let facts = hold::Facts {
+                config: &self.config,
+                cluster,
+                observed: &self.observed,
+                led_to: &led_to,
+                limit,
+                now: self.now,
+            };
             match hold::step(&facts, state) {
                 Some(Change::Began(why) | Change::Extended(why) | Change::Ended(why)) => {
                     self.recorder.say(self.now, "hold", &cluster.name, why);
@@ -296,6 +304,18 @@ pub(crate) fn wake(switches: &Switches, now: Time) -> Time {
         }
     }
     next
+}
+
+/// Where the write pools of a cluster lead, as loaded.
+fn write_targets(config: &Config, cluster: &str, poolers: &BTreeMap<String, Pooler>) -> Vec<Endpoint> {
+    let mut targets = Vec::new();
+    for pooler in &config.poolers {
+        let Some(known) = poolers.get(&pooler.name) else { continue };
+        let writes =
+            pooler.routes.iter().filter(|(_, route)| route.cluster == cluster && let_go::is_write(route));
+        targets.extend(writes.filter_map(|(entry, _)| known.loaded(entry)));
+    }
+    targets
 }
 
 fn holds_of<'a>(config: &'a Config, name: &str, switches: &'a Switches) -> BTreeMap<&'a str, &'a Hold> {

@@ -74,7 +74,7 @@ pub fn let_go(
 }
 
 /// Whether writers may use a route.
-pub(super) fn is_write(route: &Route) -> bool {
+pub fn is_write(route: &Route) -> bool {
     route.to == RouteTo::Primary || route.fallback_primary
 }
 

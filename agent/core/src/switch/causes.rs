@@ -76,7 +76,11 @@ pub fn read_version(text: &str) -> Option<(u32, u32, u32)> {
 /// Another member took the lock and is about to be promoted.
 pub(super) fn fenced(facts: &Facts<'_>, state: &SwitchState) -> Option<Hold> {
     let record = state.view.peers.fence.as_ref()?;
-    let endpoint = state.watched.as_ref()?;
+    // After a restart of the agent nobody may have been writable yet: then where the pools lead tells who is let go of.
+    let promoted = facts.topology().members.get(&record.member).and_then(|member| member.endpoint.as_ref());
+    let elsewhere = |endpoint: &&Endpoint| Some(*endpoint) != promoted;
+    let watched = state.watched.as_ref().filter(elsewhere);
+    let endpoint = watched.or_else(|| facts.led_to.iter().find(elsewhere))?;
     let from = facts.member_at(endpoint).map_or_else(|| endpoint.to_string(), Into::into);
     if record.member == from
         || facts.leader() != Some(&record.member)

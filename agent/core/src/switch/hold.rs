@@ -83,6 +83,8 @@ pub struct Facts<'a> {
     pub cluster: &'a ClusterConfig,
     /// What is known.
     pub observed: &'a Observed,
+    /// Where the write pools of this host lead, as loaded.
+    pub led_to: &'a [Endpoint],
     /// The shortest of the poolers' own limits for waiting clients, less their margin.
     pub limit: Option<Duration>,
     /// Now.
@@ -184,8 +186,26 @@ impl Hold {
     }
 }
 
+/// The member said by its REST API that it stops before its announcement was heard: the hold becomes the announced one,
+/// else nobody would tell its hook that the pools have drained.
+fn join_announced(facts: &Facts<'_>, state: &SwitchState, hold: &mut Hold) {
+    let Some(record) = &state.view.peers.switch else { return };
+    let new = hold.cause == Cause::Lost && hold.epoch.is_none() && !state.ended.contains(&record.epoch);
+    let announced = record.from == hold.from && record.phase != Phase::Aborted && facts.config.switch.drain;
+    if !new || !announced || facts.leader() != Some(&record.from) {
+        return;
+    }
+    let switch = &facts.config.switch;
+    hold.cause = Cause::Planned;
+    hold.epoch = Some(record.epoch.clone());
+    hold.started.clone_from(&record.started);
+    hold.until = hold.since + facts.bounded(switch.hold_timeout);
+    hold.last = hold.since + facts.bounded(switch.hold_timeout + switch.failover_hold);
+}
+
 /// Takes what was heard since into the hold.
 fn watch(facts: &Facts<'_>, state: &SwitchState, hold: &mut Hold) {
+    join_announced(facts, state, hold);
     let record = state.view.peers.switch.as_ref().filter(|r| Some(&r.epoch) == hold.epoch.as_ref());
     match record {
         Some(record) => {
