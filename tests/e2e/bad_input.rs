@@ -68,7 +68,8 @@ async fn unreadable(site: &Site) -> Result<()> {
     })
     .await?;
     site.leads("write", "app", &[old]).await.context("the file is unreadable, and yet")?;
-    site.answers("write", "/pool/write", 503).await?;
+    // Its clients wait for the target that cannot be written.
+    site.holds("write").await?;
     fs::set_permissions(&path, mode.clone())?;
     ensure!(site.ini("write")? == before, "an unreadable file was written");
     site.followed(&leader).await?;

@@ -160,6 +160,19 @@ impl Site {
         Ok(())
     }
 
+    /// The pool's clients wait: the load balancer is told `up`, and that it is a hold with an end.
+    pub async fn holds(&self, name: &str) -> Result<()> {
+        let (code, body) = agent::get(self.state(), self.host(name)?, &format!("/pool/{name}")).await?;
+        let said: Value = serde_json::from_str(&body).with_context(|| format!("/pool/{name}"))?;
+        let has_end = said["holding_for_ms"].as_u64().is_some_and(|ms| ms > 0);
+        ensure!(
+            code == 200 && said["holding"] == true && has_end,
+            "{name} does not hold: {code} {}",
+            body.trim()
+        );
+        Ok(())
+    }
+
     /// `/status` of a host's agent.
     pub async fn status(&self, host: &str) -> Result<Value> {
         let (_, body) = agent::get(self.state(), self.host(host)?, "/status").await?;
