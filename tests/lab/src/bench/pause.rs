@@ -29,7 +29,9 @@ enum Victim {
 
 /// With settings so short that a pause nobody ends is over soon.
 pub(super) fn spec(agent: PathBuf) -> Spec {
-    Spec { switch: Switch::short(), ..own_spec(agent) }
+    let spec = own_spec(agent);
+    let poolers = spec.poolers.into_iter().map(|pooler| pooler.login_retry(1)).collect();
+    Spec { switch: Switch::short(), poolers, ..spec }
 }
 
 /// Kills one after the other at each step from the record on.
