@@ -15,6 +15,8 @@ pub enum Action {
     GivingUp,
     /// A graceful stop for a switchover.
     SwitchingOver,
+    /// Waiting for its `pre_promote`.
+    Fencing,
     /// Waiting for its server to end promotion.
     Promoting,
     /// Its server will come back as a replica.
@@ -289,8 +291,11 @@ impl World {
                 self.step_later(c, m, stop, Step::Stopped);
                 self.step_later(c, m, stop + Duration::from_millis(20), Step::StartPrimary);
             }
-            (HookKind::PrePromote, Action::Promoting) if go_on => self.promote_server(c, m),
-            (HookKind::PrePromote, Action::Promoting) => {
+            (HookKind::PrePromote, Action::Fencing) if go_on => {
+                self.clusters[c].members[m].patroni.action = Action::Promoting;
+                self.promote_server(c, m);
+            }
+            (HookKind::PrePromote, Action::Fencing) => {
                 let out = self.now + self.clusters[c].ttl;
                 let patroni = &mut self.clusters[c].members[m].patroni;
                 patroni.action = Action::Idle;
@@ -469,7 +474,7 @@ impl World {
     }
 
     fn promote(&mut self, c: usize, m: usize) {
-        self.clusters[c].members[m].patroni.action = Action::Promoting;
+        self.clusters[c].members[m].patroni.action = Action::Fencing;
         self.run_hook(c, m, HookKind::PrePromote);
     }
 
