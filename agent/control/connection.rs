@@ -190,9 +190,10 @@ async fn callback(peer: &mut Peer, context: Context, call: Call) -> Sent {
     let Ok(Ok(place)) = timeout(QUEUE, context.events.reserve()).await else {
         return peer.send(&Answer::Refused("the agent is busy".to_owned())).await;
     };
-    call.record(context.pages.journal(), "");
-    // Patroni waits for its child: the answer goes first. (It has a place in the queue, and goes into an empty buffer.)
+    // Patroni waits for its child: the answer goes before all that wakes other threads, which would take the core that
+    // the child is about to use. (It has a place in the queue, and goes into an empty buffer.)
     let sent = peer.send(&Answer::Done(String::new())).await;
+    call.record(context.pages.journal(), "");
     place.send(call.hint());
     sent
 }
