@@ -193,7 +193,7 @@ pub fn replace(path: &Path, content: &[u8]) -> Result<(), FileError> {
 /// As [`replace`].
 pub fn replace_if(path: &Path, content: &[u8], still: impl FnOnce() -> bool) -> Result<bool, FileError> {
     let target = fs::canonicalize(path).map_err(failed("find", path))?;
-    put_if(&target, content, &Access::of(&target)?, still)
+    put_if(&target, content, &Access::of(&target)?, Lasts::Durable, still)
 }
 
 /// Puts a file with this content and access in place, whether there was one or not.
@@ -201,13 +201,32 @@ pub fn replace_if(path: &Path, content: &[u8], still: impl FnOnce() -> bool) -> 
 /// # Errors
 /// When anything fails: then an old file is untouched and nothing is left behind.
 pub fn put(path: &Path, content: &[u8], access: &Access) -> Result<(), FileError> {
-    put_if(path, content, access, || true).map(|_| ())
+    put_if(path, content, access, Lasts::Durable, || true).map(|_| ())
+}
+
+/// The same for what means nothing after the next boot: it outlives every process, but not a power cut, after which the
+/// file may be the old one, the new one, or empty. Takes microseconds where [`put`] takes milliseconds.
+///
+/// # Errors
+/// As [`put`].
+pub fn put_until_boot(path: &Path, content: &[u8], access: &Access) -> Result<(), FileError> {
+    put_if(path, content, access, Lasts::UntilBoot, || true).map(|_| ())
+}
+
+/// For how long a file is safe.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Lasts {
+    /// Through power cuts.
+    Durable,
+    /// Until the machine starts again.
+    UntilBoot,
 }
 
 fn put_if(
     path: &Path,
     content: &[u8],
     access: &Access,
+    lasts: Lasts,
     still: impl FnOnce() -> bool,
 ) -> Result<bool, FileError> {
     let folder = match path.parent() {
@@ -219,13 +238,18 @@ fn put_if(
     let mut temp = Temporary::create(folder, name)?;
     temp.file.write_all(content).map_err(failed("write a temporary file for", path))?;
     access.give(&temp.file, path)?;
-    temp.file.sync_all().map_err(failed("write a temporary file for", path))?;
+    if lasts == Lasts::Durable {
+        temp.file.sync_all().map_err(failed("write a temporary file for", path))?;
+    }
     if !still() {
         return Ok(false);
     }
     fs::rename(&temp.path, path).map_err(failed("replace", path))?;
     temp.renamed = true;
-    sync_folder(folder).map(|()| true)
+    if lasts == Lasts::Durable {
+        sync_folder(folder)?;
+    }
+    Ok(true)
 }
 
 /// Removes a file if it is there, durably.
@@ -233,9 +257,20 @@ fn put_if(
 /// # Errors
 /// When it is there and cannot be removed.
 pub fn remove(path: &Path) -> Result<(), FileError> {
+    match remove_until_boot(path)? {
+        true => sync_folder(path.parent().unwrap_or(Path::new("."))),
+        false => Ok(()),
+    }
+}
+
+/// The same for what means nothing after the next boot: a power cut may bring it back. Says whether it was there.
+///
+/// # Errors
+/// As [`remove`].
+pub fn remove_until_boot(path: &Path) -> Result<bool, FileError> {
     match fs::remove_file(path) {
-        Ok(()) => sync_folder(path.parent().unwrap_or(Path::new("."))),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        Ok(()) => Ok(true),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
         Err(e) => Err(failed("remove", path)(e)),
     }
 }

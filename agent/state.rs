@@ -1,8 +1,11 @@
 //! The state folder: the terms of the clusters, and what [`crate::pgbouncer::notes`] keeps there.
+//!
+//! A term is written twice: first so that it outlives this process, which takes microseconds and is all that a pool waits
+//! for, then so that it outlives a power cut. The first writing has a file of its own, because a power cut may empty it.
 
 use crate::clock;
-use crate::files::Disk;
-use crate::pgbouncer::notes::{self, read_json_or_set_aside, write_json};
+use crate::files::{self, Disk};
+use crate::pgbouncer::notes::{self, read_json_or_set_aside, write_json, write_json_until_boot};
 use crate::report::{Report, outcome};
 use pgsquire_core::effect::{Effect, Order};
 use pgsquire_core::event::{Event, Outcome, Restored};
@@ -22,15 +25,22 @@ pub struct WorkerConfig {
 }
 
 const TERMS: &str = "terms.json";
+/// Newer than [`TERMS`] where it is there and can be read.
+const NEXT_TERMS: &str = "terms.next.json";
 
 /// Reads what earlier runs left. What cannot be read is left out, set aside where it was not what it should be, and
 /// said in the second value.
 pub fn load_restored(state_dir: &Path) -> (Restored, Vec<String>) {
     let mut restored = Restored::default();
     let mut problems = Vec::new();
-    match read_json_or_set_aside(&state_dir.join(TERMS)) {
-        Ok(terms) => restored.terms = terms.unwrap_or_default(),
-        Err(why) => problems.push(format!("the terms of earlier runs are lost: {why}")),
+    let next = files::read(&state_dir.join(NEXT_TERMS)).ok();
+    if let Some(next) = next.and_then(|content| serde_json::from_slice(&content).ok()) {
+        restored.terms = next;
+    } else {
+        match read_json_or_set_aside(&state_dir.join(TERMS)) {
+            Ok(terms) => restored.terms = terms.unwrap_or_default(),
+            Err(why) => problems.push(format!("the terms of earlier runs are lost: {why}")),
+        }
     }
     notes::load(state_dir, &mut restored, &mut problems);
     (restored, problems)
@@ -67,7 +77,7 @@ async fn keep(
     disk: &mut Disk,
     order: Order,
 ) -> Result<(), String> {
-    let Order::KeepTerm { cluster, term } = order else {
+    let Order::KeepTerm { cluster, term, durable } = order else {
         return Err(format!("this is no order for the state folder: {order:?}"));
     };
     let mut wanted = terms.clone();
@@ -75,9 +85,16 @@ async fn keep(
         Some(term) => wanted.insert(cluster, term),
         None => wanted.remove(&cluster),
     };
-    let path = state_dir.join(TERMS);
+    let (path, next) = (state_dir.join(TERMS), state_dir.join(NEXT_TERMS));
     let written = wanted.clone();
-    disk.run(move || write_json(&path, &written)).await?;
+    let write = move || match durable {
+        false => write_json_until_boot(&next, &written),
+        true => {
+            write_json(&path, &written)?;
+            files::remove(&next).map_err(|e| e.to_string())
+        }
+    };
+    disk.run(write).await?;
     *terms = wanted;
     Ok(())
 }
@@ -117,18 +134,36 @@ mod tests {
         let state_dir = dir.path().join("made/when/needed");
         let mut config = WorkerConfig { state_dir: state_dir.clone(), terms: BTreeMap::new() };
         for (cluster, revision) in [("main", 5), ("other", 6)] {
-            let keep = Order::KeepTerm { cluster: cluster.into(), term: Some(term(revision)) };
+            let keep = Order::KeepTerm { cluster: cluster.into(), term: Some(term(revision)), durable: true };
             assert_eq!(order(&config, keep).await, Outcome::Done);
             config.terms = load_restored(&state_dir).0.terms;
         }
         assert_eq!(config.terms, BTreeMap::from([("main".into(), term(5)), ("other".into(), term(6))]));
-        assert_eq!(
-            order(&config, Order::KeepTerm { cluster: "main".into(), term: None }).await,
-            Outcome::Done
-        );
+        let forget = Order::KeepTerm { cluster: "main".into(), term: None, durable: true };
+        assert_eq!(order(&config, forget).await, Outcome::Done);
         let (restored, problems) = load_restored(&state_dir);
         assert_eq!(restored.terms, BTreeMap::from([("other".into(), term(6))]));
         assert!(problems.is_empty());
+    }
+
+    #[tokio::test]
+    async fn what_is_not_durable_yet_is_newer_unless_a_power_cut_emptied_it() {
+        let dir = tempdir().unwrap();
+        let mut config = WorkerConfig { state_dir: dir.path().into(), terms: BTreeMap::new() };
+        let revision = || load_restored(dir.path()).0.terms["main"].revision;
+        for (revision_now, durable) in [(5, true), (6, false)] {
+            let term = Some(term(revision_now));
+            let keep = Order::KeepTerm { cluster: "main".into(), term, durable };
+            assert_eq!(order(&config, keep).await, Outcome::Done);
+            config.terms = load_restored(dir.path()).0.terms;
+        }
+        assert_eq!(revision(), 6);
+        fs::write(dir.path().join(NEXT_TERMS), "").unwrap();
+        assert_eq!(revision(), 5);
+        let keep = Order::KeepTerm { cluster: "main".into(), term: Some(term(7)), durable: true };
+        assert_eq!(order(&config, keep).await, Outcome::Done);
+        assert_eq!(revision(), 7);
+        assert!(!dir.path().join(NEXT_TERMS).exists(), "what is durable is newest");
     }
 
     #[tokio::test]
@@ -136,7 +171,7 @@ mod tests {
         let dir = tempdir().unwrap();
         fs::write(dir.path().join("file"), "").unwrap();
         let config = WorkerConfig { state_dir: dir.path().join("file/below"), terms: BTreeMap::new() };
-        let keep = Order::KeepTerm { cluster: "main".into(), term: Some(term(1)) };
+        let keep = Order::KeepTerm { cluster: "main".into(), term: Some(term(1)), durable: false };
         let Outcome::Failed { why } = order(&config, keep).await else { panic!("it cannot be kept there") };
         assert!(why.contains("file/below"), "{why}");
         let Outcome::Failed { why } = order(&config, Order::ProbeLocal).await else { panic!("not for us") };

@@ -133,10 +133,11 @@ impl Notes {
             debts.console = Some(console.clone());
             debts.password_file = password_file.clone();
         }
+        // All of it is about a running PgBouncer, which does not outlive a power cut either.
         if debts.login_retry.is_none() && debts.cut.is_empty() {
-            return files::remove(&self.debts).map_err(|e| e.to_string());
+            return files::remove_until_boot(&self.debts).map(|_| ()).map_err(|e| e.to_string());
         }
-        write_json(&self.debts, &debts)
+        write_json_until_boot(&self.debts, &debts)
     }
 
     /// Keeps these files as the last good ones. The index is replaced last: a crash leaves the ones of before.
@@ -289,12 +290,24 @@ fn parse<T: DeserializeOwned>(path: &Path, content: &[u8]) -> Result<T, String> 
 /// # Errors
 /// A sentence, when it is not on disk.
 pub fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<(), String> {
-    let json =
-        serde_json::to_vec_pretty(value).map_err(|e| format!("cannot write {}: {e}", path.display()))?;
+    let json = to_json(path, value)?;
+    files::put(path, &json, &Access::PRIVATE).map_err(|e| e.to_string())
+}
+
+/// The same for what means nothing after the next boot (see [`files::put_until_boot`]).
+///
+/// # Errors
+/// A sentence, when it is not there.
+pub fn write_json_until_boot<T: Serialize>(path: &Path, value: &T) -> Result<(), String> {
+    let json = to_json(path, value)?;
+    files::put_until_boot(path, &json, &Access::PRIVATE).map_err(|e| e.to_string())
+}
+
+fn to_json<T: Serialize>(path: &Path, value: &T) -> Result<Vec<u8>, String> {
     if let Some(folder) = path.parent() {
         files::private_folder(folder).map_err(|e| e.to_string())?;
     }
-    files::put(path, &json, &Access::PRIVATE).map_err(|e| e.to_string())
+    serde_json::to_vec_pretty(value).map_err(|e| format!("cannot write {}: {e}", path.display()))
 }
 
 /// A pooler's name as a file name: other bytes than letters, digits, `_` and `-` as `%XX`.

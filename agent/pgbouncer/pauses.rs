@@ -1,7 +1,9 @@
-//! The journal of our pauses: one file per pooler, on disk before PgBouncer is told. It holds all that is needed to end
+//! The journal of our pauses: one file per pooler, written before PgBouncer is told. It holds all that is needed to end
 //! the pause, because whoever ends it may have no configuration: the guard process, `pgsquire release`, the next run.
+//!
+//! It outlives every process, but is not made durable: a power cut ends PgBouncer, and the pause with it.
 
-use super::notes::{self, file_name, read_json_or_set_aside, write_json};
+use super::notes::{self, file_name, read_json_or_set_aside, write_json_until_boot};
 use crate::{clock, files};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
@@ -117,13 +119,13 @@ impl Journal {
         read_json_or_set_aside(&self.path)
     }
 
-    /// Puts an entry on disk.
+    /// Writes an entry.
     ///
     /// # Errors
     /// A sentence, when it is not there.
     pub fn write(&self, entry: &Entry) -> Result<(), String> {
         let _lock = self.lock();
-        write_json(&self.path, entry)
+        write_json_until_boot(&self.path, entry)
     }
 
     /// Drops the entry.
@@ -131,7 +133,7 @@ impl Journal {
     /// # Errors
     /// A sentence, when it is still there.
     pub fn remove(&self) -> Result<(), String> {
-        files::remove(&self.path).map_err(|e| e.to_string())
+        files::remove_until_boot(&self.path).map(|_| ()).map_err(|e| e.to_string())
     }
 
     /// Keeps others from writing an entry while this one is read and ended: else a pause that begins in between would be

@@ -217,7 +217,9 @@ impl World {
             Fault::CalledOff(c) if on => self.called_off(c),
             Fault::Scheduled(c) if on => self.schedule_switchover(c),
             Fault::LeaderKey(c) if on && !self.clusters[c].store.outage => {
-                self.clusters[c].store.delete("leader");
+                let cluster = &mut self.clusters[c];
+                cluster.store.delete("leader");
+                cluster.key_deleted = Some((self.now, cluster.store.revision));
                 self.store_changed(c);
             }
             Fault::PatroniDead(c, m) => self.patroni_dead(c, m, on),

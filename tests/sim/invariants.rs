@@ -35,7 +35,7 @@ impl World {
     pub fn check_step(&mut self) {
         let mut up: Vec<usize> = Vec::new();
         for (h, host) in self.hosts.iter().enumerate() {
-            if self.says_primary(host) {
+            if self.says_primary(host) && !self.trusts_deleted_key(host) {
                 up.push(h);
             }
         }
@@ -59,6 +59,16 @@ impl World {
     fn says_primary(&self, host: &Host) -> bool {
         let local = host.status.as_ref().and_then(|status| status.local.as_ref());
         local.is_some_and(|local| local.primary.is_up(self.now + host.clock))
+    }
+
+    /// A leader key that somebody deletes by hand takes the lease with it: who cannot hear of that goes by what was proved.
+    fn trusts_deleted_key(&self, host: &Host) -> bool {
+        let cluster = &self.clusters[0];
+        let newest = host.memory.stores.get(&cluster.name).and_then(|store| store.newest.as_ref());
+        let has_heard = |revision| newest.is_some_and(|(_, heard)| *heard >= revision);
+        cluster
+            .key_deleted
+            .is_some_and(|(at, revision)| self.now.since(at) <= cluster.ttl && !has_heard(revision))
     }
 
     /// Whether it is true that this host has the primary, within the bounds that a verdict may have.

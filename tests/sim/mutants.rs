@@ -60,6 +60,7 @@ mutants! {
     ack_gone => AckGone,
     fenced => Fenced,
     strict_fence => StrictFence,
+    point_ahead => PointAhead,
     resume_when_writable => ResumeWhenWritable,
     not_into_the_drained => NotIntoTheDrained,
     resume_verified => ResumeVerified,

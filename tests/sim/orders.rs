@@ -65,8 +65,34 @@ impl World {
         if self.hosts[h].config.mode == Mode::Observe {
             self.broken("S5", format!("{pooler}: {order}, although the agent only observes"));
         }
-        if let PoolerOrder::Write { files, .. } = order {
-            self.check_order_of_terms(h, pooler, files);
+        match order {
+            PoolerOrder::Write { files, .. } => self.check_order_of_terms(h, pooler, files),
+            PoolerOrder::EndPause if effect.reason.text.starts_with("clients may go on") => {
+                self.check_resumed(h, pooler);
+            }
+            _ => {}
+        }
+    }
+
+    /// Looked at whenever clients are let go on because all is well: S3. What was promised must have come true.
+    fn check_resumed(&mut self, h: usize, pooler: &str) {
+        let Some(p) = self.hosts[h].poolers.iter().position(|p| p.name == pooler) else { return };
+        let known = &self.hosts[h].poolers[p];
+        let (loaded, pauses) = (known.loaded.clone(), &known.pauses);
+        let waits = |entry: &String| {
+            let by_star = |database: &String| !loaded.contains_key(database);
+            let ours = &pauses.our_databases;
+            pauses.ours_all || ours.contains(entry) || entry == "*" && ours.iter().any(by_star)
+        };
+        let routes = self.hosts[h].config.pooler(pooler).into_iter().flat_map(|config| config.routes.clone());
+        let writes = routes.filter(|(entry, route)| route.to == RouteTo::Primary && waits(entry));
+        for (entry, route) in writes.collect::<Vec<_>>() {
+            let Some(at) = loaded.get(&entry).and_then(|to| self.member_at(to)) else { continue };
+            if let Err(text) = self.judge_writable(h, p, &entry, &route, at) {
+                let name = &self.hosts[h].name;
+                let text = format!("{name}: clients of {entry} go on to {}: {text}", self.member(at).name);
+                self.broken("S3", text);
+            }
         }
     }
 
@@ -202,10 +228,22 @@ impl World {
         route: &Route,
         at: (usize, usize),
     ) -> Result<(), String> {
-        let now = self.now;
-        if self.is_promised(h, p, at) {
-            return Ok(());
+        match self.is_promised(h, p, at) {
+            true => Ok(()),
+            false => self.judge_writable(h, p, entry, route, at),
         }
+    }
+
+    /// Whether clients of a write route may use a member.
+    fn judge_writable(
+        &mut self,
+        h: usize,
+        p: usize,
+        entry: &str,
+        route: &Route,
+        at: (usize, usize),
+    ) -> Result<(), String> {
+        let now = self.now;
         let wrote = self.member(at).pg.wrote_within(now, MAX_FACT_AGE + ORDER_TIME);
         let timeline = wrote.ok_or("it was not writable for long")?;
         if let Some(other) = self.other_primary(at, timeline) {

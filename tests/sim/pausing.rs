@@ -32,6 +32,8 @@ pub struct Pauses {
     pub late: (bool, BTreeSet<String>),
     /// Last time at which somebody else ended a pause of ours: the operator, or a restart.
     pub broken: Time,
+    /// Last time at which the agent ended a pause of ours.
+    pub ended: Option<Time>,
 }
 
 impl PgBouncer {
@@ -230,6 +232,7 @@ impl World {
         match job.part {
             0 => {
                 self.resume_journalled(job.host, p);
+                self.hosts[job.host].poolers[p].pauses.ended = Some(self.now);
                 Next::Part
             }
             _ => {

@@ -77,11 +77,15 @@ impl Run {
     }
 }
 
+/// How long after the promotion the last pooler led there and let its clients go on.
 fn followed(world: &World) -> Option<Duration> {
     let promoted = world.clusters[0].promoted?;
     let poolers = world.hosts.iter().flat_map(|host| &host.poolers);
     let moved: Option<Vec<Duration>> = poolers
-        .map(|pooler| pooler.moved.get("app").filter(|at| **at >= promoted).map(|at| at.since(promoted)))
+        .map(|pooler| {
+            let done = (*pooler.moved.get("app")?).max(pooler.pauses.ended?);
+            (done >= promoted && pooler.pauses.ours.is_none()).then(|| done.since(promoted))
+        })
         .collect();
     moved?.into_iter().max()
 }

@@ -247,6 +247,7 @@ impl World {
             paused: false,
             old_words: setup.old_words,
             rebuilt: None,
+            key_deleted: None,
             holder: None,
             promoted: None,
             lost: BTreeMap::new(),

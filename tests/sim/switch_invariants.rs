@@ -1,9 +1,10 @@
 //! What must hold of switches: S3 of commits, S7 of pauses, and of what agents tell each other.
 
+use crate::invariants::MAX_FACT_AGE;
 use crate::pgbouncer::PgBouncer;
 use crate::world::World;
 use pgsquire_core::config::{Fence, Mode};
-use pgsquire_core::switch::records::{Fencing, POOLERS, PoolerWord, REGISTRY, Switch};
+use pgsquire_core::switch::records::{POOLERS, PoolerWord, REGISTRY, Switch};
 use pgsquire_core::time::Time;
 use std::time::Duration;
 
@@ -55,16 +56,18 @@ impl World {
         }
     }
 
-    /// Under a strict fence pools that wait are led to the member that is about to be promoted: the old side is closed.
+    /// Pools that wait may be led to the member that holds the leader key, before it is promoted.
     pub fn is_promised(&self, h: usize, p: usize, at: (usize, usize)) -> bool {
         let (cluster, member) = (&self.clusters[at.0], self.member(at));
         let pooler = &self.hosts[h].poolers[p];
-        let records = cluster.own.history.iter().rev().take(100).flat_map(|change| &change.changes);
-        let values = records.filter(|(key, _)| key == "fence").filter_map(|(_, value)| value.as_ref());
-        let mut fences = values.filter_map(|v| serde_json::from_slice::<Fencing>(&v.value).ok());
-        self.setup.fence == Fence::Strict
-            && (pooler.pauses.ours.is_some() || pooler.paused_all || !pooler.paused.is_empty())
-            && fences.any(|fence| fence.member == member.name)
+        let lost = cluster.lost.get(&member.name);
+        let leads = cluster.holder.as_ref() == Some(&member.name)
+            || lost.is_some_and(|at| self.now.since(*at) <= MAX_FACT_AGE);
+        let waits = pooler.pauses.ours.is_some() || pooler.paused_all || !pooler.paused.is_empty();
+        // That somebody else ended the pause is seen a look later.
+        let broken = pooler.pauses.broken;
+        let waited = broken > Time::ZERO && self.now.since(broken) < LOOKED;
+        (waits || waited) && leads
     }
 
     /// While clients are held, the load balancer is not told to cut them.

@@ -24,7 +24,7 @@ impl World {
             Order::AskMember { url, .. } => Next::Done(self.ask(url, self.hosts[job.host].trouble.rest_cut)),
             Order::AskLocalPatroni { url } => Next::Done(self.ask(url, false)),
             Order::ProbeLocal => Next::Done(self.probe_local(job.host)),
-            Order::KeepTerm { cluster, term } => {
+            Order::KeepTerm { cluster, term, .. } => {
                 if self.hosts[job.host].trouble.state_full {
                     return Next::Done(Outcome::Failed { why: "no space left".into() });
                 }

@@ -70,6 +70,8 @@ pub struct Cluster {
     pub old_words: bool,
     /// When the store was last rebuilt.
     pub rebuilt: Option<Time>,
+    /// When somebody last deleted the leader key by hand, and the revision of that.
+    pub key_deleted: Option<(Time, u64)>,
     /// Who holds the leader key.
     pub holder: Option<String>,
     /// When a member last became writable by promotion.

@@ -30,7 +30,7 @@ const IDLE: Duration = Duration::from_millis(500);
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Pending {
     Question(Question),
-    KeepTerm { cluster: String, term: Option<crate::wal::Term>, since: Time },
+    KeepTerm { cluster: String, term: Option<crate::wal::Term>, durable: bool, since: Time },
     Publish { cluster: String, since: Time },
     Register { cluster: String },
     WatchServer,
@@ -209,13 +209,16 @@ impl Agent {
             _ => Err("unexpected answer".into()),
         };
         match pending {
-            Pending::KeepTerm { cluster, term, .. } => {
+            Pending::KeepTerm { cluster, term, durable, .. } => {
                 let Some(view) = self.observed.clusters.get_mut(&cluster) else { return };
                 view.keep_failed = match outcome {
                     Outcome::Failed { why } => Some((self.now, why)),
                     _ => None,
                 };
                 // A state folder that cannot be written must not keep the pools from following: it is shown instead.
+                if durable {
+                    view.durable.clone_from(&term);
+                }
                 view.kept = term;
             }
             Pending::Publish { cluster, .. } => {
@@ -323,7 +326,7 @@ impl Agent {
             let decisions = self.desired.poolers.get(&name).unwrap_or(&empty);
             reconcile::take_notes(pooler, decisions, self.now);
             reconcile::note_moves(pooler, decisions, self.now);
-            switching::note_holds(&self.config, &name, pooler, &self.switches, self.now);
+            switching::note_holds(&self.config, &name, pooler, decisions, &self.switches, self.now);
             if let Some(lost) = pooler.in_flight.take_if(|f| self.now.since(f.since) > LOST_AFTER) {
                 let why = "the order was never answered".into();
                 pooler.observe_done(self.now, lost.since, lost.order, Outcome::Failed { why });

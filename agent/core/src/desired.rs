@@ -114,20 +114,20 @@ impl<'a> ClusterPlan<'a> {
                 ),
             },
             Err(reason) => self
-                .to_promoting(asked)
+                .to_next_leader(asked)
                 .unwrap_or_else(|| Decision { target: self.without_knowing(), reason: reason.clone() }),
         }
     }
 
-    /// Under a strict fence the pools that wait are led to the member that is about to be promoted before they give their
-    /// word: who ends the pause after the agent's death does not lead them back to the old primary.
-    fn to_promoting(&self, asked: &Asked<'_>) -> Option<Decision> {
-        let name = self.view.promoting.as_ref().filter(|_| asked.facts.waits(asked.pooler))?;
-        let topology = self.topology.as_ref().ok()?;
-        let leads = topology.leader.as_ref().is_some_and(|leader| leader.name == *name);
-        let endpoint = topology.members.get(name)?.endpoint.as_ref().filter(|_| leads)?;
-        let text = format!("{name} is about to be promoted: the pools that wait lead there from now on");
-        Some(Decision { target: Some(one(name, endpoint)), reason: Reason::new(Rule::StrictFence, text) })
+    /// Pools that wait are led to the member that took the leader key before it is promoted: when it is writable only
+    /// RESUME is left to do, and who ends the pause after the agent's death does not lead them back to the old primary.
+    fn to_next_leader(&self, asked: &Asked<'_>) -> Option<Decision> {
+        let waits = asked.facts.waits(asked.pooler) || !self.config.mutants.obey(Rule::PointAhead);
+        let former = self.view.leaving.as_ref().filter(|_| waits)?;
+        let member = self.topology.as_ref().ok()?.leader_member().filter(|member| member.name != *former)?;
+        let text = format!("{} is about to be promoted: the pools that wait lead there already", member.name);
+        let target = one(&member.name, member.endpoint.as_ref()?);
+        Some(Decision { target: Some(target), reason: Reason::new(Rule::PointAhead, text) })
     }
 
     /// Nowhere: what is unknown moves nothing.
@@ -283,7 +283,7 @@ impl<'a> ClusterPlan<'a> {
         };
         if asked.route.fallback_primary && self.config.mutants.obey(Rule::Fallback) {
             let mut decision = self.to_primary(asked);
-            if decision.target.is_some() {
+            if decision.target.is_some() && decision.reason.rule != Rule::PointAhead {
                 decision.reason =
                     Reason::new(Rule::Fallback, format!("no replica fits ({why}): to the primary"));
             }

@@ -52,12 +52,14 @@ pub enum Order {
     },
     /// Ask the PostgreSQL on this host whether it is in recovery.
     ProbeLocal,
-    /// Keep the term on disk.
+    /// Keep the term for the next run.
     KeepTerm {
         /// Name of the cluster.
         cluster: String,
         /// The term; none: forget it.
         term: Option<Term>,
+        /// It must outlive a power cut too. Without it, it outlives this process, which takes microseconds.
+        durable: bool,
     },
     /// Make our leased keys below our own prefix exactly these: put what differs or is missing, delete what an earlier
     /// such order of this run put and this one lacks. A lost lease is granted again and the keys are put again without

@@ -44,8 +44,10 @@ pub struct ClusterView {
     pub lease: Option<(Time, Duration)>,
     /// How new our view is; never goes back by itself.
     pub term: Option<Term>,
-    /// The term that is on disk.
+    /// The term that a next run on this boot of the machine would begin with.
     pub kept: Option<Term>,
+    /// The term that a next run after a power cut would begin with.
+    pub durable: Option<Term>,
     /// When and why the term could not be kept on disk.
     pub keep_failed: Option<(Time, String)>,
     /// A read that we refuse to follow for now.
@@ -60,8 +62,6 @@ pub struct ClusterView {
     pub former: Option<String>,
     /// The member that is being let go of: it serves no reader that has another place.
     pub leaving: Option<String>,
-    /// The member that a strict fence is for: paused pools already lead there, so that nobody leads them back.
-    pub promoting: Option<String>,
     /// What the agent beside the leader says of its server, and when we heard it.
     pub word: Option<(MemberWord, Time)>,
 }
@@ -78,6 +78,7 @@ impl ClusterView {
             failed: None,
             lease: None,
             kept: term.clone(),
+            durable: term.clone(),
             term,
             keep_failed: None,
             candidate: None,
@@ -86,7 +87,6 @@ impl ClusterView {
             promoted: None,
             former: None,
             leaving: None,
-            promoting: None,
             word: None,
         }
     }
@@ -363,13 +363,13 @@ impl Observed {
         leader.is_some_and(|leader| self.local_member(config) == Some(&leader.name))
     }
 
-    /// Whether the server on this host holds the leader key and is not out of recovery yet, as far as we know.
-    pub fn is_promoting(&self, config: &Config, now: Time) -> bool {
-        let since =
-            config.local.as_ref().and_then(|local| self.clusters.get(&local.cluster)).map(|v| v.leader_since);
-        let old = since.is_none_or(|since| now.since(since) > PROMOTION_PATIENCE);
-        let waits = self.local.last().is_some_and(|server| server.in_recovery || self.local.seen() < since);
-        !old && waits
+    /// For how long the server on this host has held the leader key, if it is not out of recovery yet as far as we know.
+    pub fn promoting_for(&self, config: &Config, now: Time) -> Option<Duration> {
+        let cluster = &config.local.as_ref()?.cluster;
+        let since = self.clusters.get(cluster)?.leader_since;
+        let waits =
+            self.local.last().is_some_and(|server| server.in_recovery || self.local.seen() < Some(since));
+        Some(now.since(since)).filter(|age| waits && *age <= PROMOTION_PATIENCE)
     }
 
     /// Name of the member on this host: as its Patroni says, else the node's name.

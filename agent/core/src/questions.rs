@@ -18,8 +18,10 @@ use core::time::Duration;
 const LOCAL_PAUSE: Duration = Duration::from_millis(500);
 /// … of one that leads: a verdict rests on it.
 const LEADING_PAUSE: Duration = Duration::from_millis(250);
-/// … of one that has just taken the lock: clients wait for the moment in which it is writable.
-const PROMOTING_PAUSE: Duration = Duration::from_millis(5);
+/// … of one that has just taken the lock: clients wait for the moment in which it is writable. It grows with the wait.
+const PROMOTING_PAUSE: Duration = Duration::from_millis(2);
+/// … to this share of it.
+const PROMOTING_SHARE: u32 = 256;
 /// Pause between questions to a member whose answer is a settled matter.
 const MEMBER_PAUSE: Duration = Duration::from_secs(1);
 /// Pause between questions to a new leader that is about to become writable: each is one short request.
@@ -131,8 +133,9 @@ fn wishes(config: &Config, observed: &Observed, switches: &Switches, now: Time) 
             wishes.push(Wish {
                 question: Question::Local,
                 pause: match observed.leads_here(config) {
-                    true if observed.is_promoting(config, now) => PROMOTING_PAUSE,
-                    true => LEADING_PAUSE,
+                    true => observed.promoting_for(config, now).map_or(LEADING_PAUSE, |age| {
+                        PROMOTING_PAUSE.max(age / PROMOTING_SHARE).min(LEADING_PAUSE)
+                    }),
                     false => LOCAL_PAUSE,
                 },
                 order: Order::ProbeLocal,

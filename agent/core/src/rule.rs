@@ -88,6 +88,8 @@ rules! {
     Fenced => "fenced",
     /// A strict fence asks the registry, not the leases: who is silent may still write.
     StrictFence => "strict-fence",
+    /// Only a pool that waits is led to a leader that is not proved writable yet.
+    PointAhead => "point-ahead",
     /// Clients go on when the new leader is proved writable, not when it has the lock.
     ResumeWhenWritable => "resume-when-writable",
     /// Clients do not go on into the member that is being stopped.

@@ -158,12 +158,8 @@ impl Agent {
                 None => {}
             }
             let leaving = state.hold.as_ref().map(|hold| hold.from.clone());
-            let fenced = state.hold.as_ref().is_some_and(|hold| hold.fence.is_some());
-            let strict = self.config.switch.fence == Fence::Strict;
-            let fence = state.view.peers.fence.as_ref().filter(|_| fenced && strict);
             if let Some(view) = self.observed.clusters.get_mut(&cluster.name) {
                 view.leaving = leaving;
-                view.promoting = fence.map(|fence| fence.member.clone());
             }
         }
         for (hook, answer) in core::mem::take(&mut self.answers) {
@@ -362,7 +358,20 @@ pub(crate) fn pause_order(
 }
 
 /// Brings what is noted of a pooler up to date with the holds.
-pub(crate) fn note_holds(config: &Config, name: &str, pooler: &mut Pooler, switches: &Switches, now: Time) {
+pub(crate) fn note_holds(
+    config: &Config,
+    name: &str,
+    pooler: &mut Pooler,
+    decisions: &Decisions,
+    switches: &Switches,
+    now: Time,
+) {
+    let ahead = decisions.values().find(|decision| decision.reason.rule == Rule::PointAhead);
+    if let (Some(own), Some(target)) =
+        (&mut pooler.pause, ahead.and_then(|decision| decision.target.as_ref()))
+    {
+        own.ahead = Some(target.endpoint.clone());
+    }
     let holds = holds_of(config, name, switches);
     if holds.is_empty()
         && pooler.pause.as_ref().is_some_and(|own| !own.clean)

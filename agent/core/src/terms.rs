@@ -49,14 +49,18 @@ impl Agent {
         for (cluster, view) in &self.observed.clusters {
             let mine = |p: &Pending| matches!(p, Pending::KeepTerm { cluster: c, .. } if c == cluster);
             let again = view.keep_failed.as_ref().is_some_and(|(at, _)| self.now.since(*at) >= KEEP_AGAIN);
-            if (view.term != view.kept || again) && !self.pending.values().any(mine) {
-                orders.push((cluster.clone(), view.term.clone()));
+            // A pool that follows waits for what outlives this process. A power cut ends PgBouncer as well, and the term of
+            // the leader key, which was durable before anybody was promoted, is enough for the start after it.
+            let durable = view.term == view.kept;
+            let missing = view.term != view.kept || view.term != view.durable;
+            if (missing || again) && !self.pending.values().any(mine) {
+                orders.push((cluster.clone(), view.term.clone(), durable));
             }
         }
-        for (cluster, term) in orders {
+        for (cluster, term, durable) in orders {
             let reason = Reason::new(Rule::TermKept, "no later run may go back behind it");
-            let order = Order::KeepTerm { cluster: cluster.clone(), term: term.clone() };
-            let pending = Pending::KeepTerm { cluster, term, since: self.now };
+            let order = Order::KeepTerm { cluster: cluster.clone(), term: term.clone(), durable };
+            let pending = Pending::KeepTerm { cluster, term, durable, since: self.now };
             let effect = self.effect(order, reason, Some(pending));
             effects.push(effect);
         }
@@ -82,5 +86,38 @@ impl Agent {
             None => *view = ClusterView::new(None),
         }
         self.schedule.hurry(&Question::Store(cluster.into()));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::{Event, Restored};
+    use crate::example::{at, config, keys, read};
+
+    /// Gives the agent an event and returns the orders about terms, as (revision, durable).
+    fn kept(agent: &mut Agent, ms: u64, event: Event) -> Vec<(EffectId, Option<u64>, bool)> {
+        let orders = agent.handle(at(ms), event).into_iter();
+        let about_terms = |effect: Effect| match effect.order {
+            Order::KeepTerm { term, durable, .. } => {
+                Some((effect.id, term.map(|term| term.revision), durable))
+            }
+            _ => None,
+        };
+        orders.filter_map(about_terms).collect()
+    }
+
+    #[test]
+    fn a_term_is_kept_for_the_next_run_first_and_made_durable_then() {
+        let mut agent = Agent::new(config(), Restored::default(), at(0));
+        let seen = Event::StoreRead { cluster: "main".into(), read: read(10, at(1), keys(1)) };
+        let first = kept(&mut agent, 1, seen);
+        let [(id, Some(revision), false)] = first[..] else { panic!("{first:?}") };
+        assert!(kept(&mut agent, 2, Event::Tick).is_empty(), "one at a time");
+        let done = |id| Event::Done { id, started: at(2), outcome: Outcome::Done };
+        let second = kept(&mut agent, 3, done(id));
+        let [(id, Some(again), true)] = second[..] else { panic!("{second:?}") };
+        assert_eq!(again, revision);
+        assert!(kept(&mut agent, 4, done(id)).is_empty(), "nothing is left to do");
     }
 }

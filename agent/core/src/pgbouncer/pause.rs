@@ -15,7 +15,7 @@ use crate::time::Time;
 use crate::topology::Endpoint;
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::format;
-use alloc::string::{String, ToString};
+use alloc::string::String;
 use alloc::vec::Vec;
 use core::time::Duration;
 
@@ -45,6 +45,8 @@ pub struct OwnPause {
     pub refills: bool,
     /// The server that was let go of, if this run knows.
     pub left: Option<Endpoint>,
+    /// The next leader, to which the pools that wait were led before it was writable.
+    pub ahead: Option<Endpoint>,
 }
 
 impl OwnPause {
@@ -59,6 +61,7 @@ impl OwnPause {
             inherited: true,
             refills: true,
             left: None,
+            ahead: None,
         }
     }
 }
@@ -72,20 +75,22 @@ fn waiting(
     hold: &Hold,
 ) -> BTreeSet<String> {
     let mut list = BTreeSet::new();
-    for (entry, route) in &config.routes {
-        // A target of the fence is none to go on to.
-        let decision = decisions.get(entry).filter(|d| d.reason.rule != Rule::StrictFence);
-        let target = decision.and_then(|d| d.target.as_ref());
-        let elsewhere = target.is_some_and(|target| target.endpoint != hold.endpoint);
-        if route.cluster == cluster && !elsewhere && leads_there(pooler, entry, &hold.endpoint) {
+    for (entry, _) in config.routes.iter().filter(|(_, route)| route.cluster == cluster) {
+        let decision = decisions.get(entry);
+        let target = decision.and_then(|d| Some((d.reason.rule, &d.target.as_ref()?.endpoint)));
+        // What already leads to the next leader waits as before.
+        let ahead = target.filter(|(rule, _)| *rule == Rule::PointAhead).map(|(_, endpoint)| endpoint);
+        let elsewhere = ahead.is_none() && target.is_some_and(|(_, endpoint)| *endpoint != hold.endpoint);
+        let leads = |endpoint: &&Endpoint| !elsewhere && leads_there(pooler, entry, endpoint);
+        for endpoint in [Some(&hold.endpoint), ahead].into_iter().flatten().filter(leads) {
             let databases = pooler.databases_of(entry).into_iter();
             // What is not named in a file that is not known may have nothing to do with `*`.
             let there = |db: &&str| {
                 let row = pooler.row(db);
                 let listed = row.is_some_and(|row| {
-                    row.host.as_ref() == Some(&hold.endpoint.host) && row.port == hold.endpoint.port
+                    row.host.as_ref() == Some(&endpoint.host) && row.port == endpoint.port
                 });
-                listed || pooler.links_of_database(db, &hold.endpoint) > 0
+                listed || pooler.links_of_database(db, endpoint) > 0
             };
             list.extend(databases.filter(there).map(String::from));
         }
@@ -292,8 +297,14 @@ pub fn finish(
     if facts.held || own.inherited && !facts.heard {
         return None;
     }
+    if pooler.console.fresh(facts.now, CONSOLE_AGE).is_err() && config.mutants.obey(Rule::ResumeVerified) {
+        // Where its routes lead now is not known.
+        return None;
+    }
     let is_known = |(entry, decision): (&String, &Decision)| {
-        let led_there = own.left.as_ref().is_none_or(|left| leads_there(pooler, entry, left));
+        let led_there = own.left.as_ref().is_none_or(|left| {
+            [Some(left), own.ahead.as_ref()].into_iter().flatten().any(|e| leads_there(pooler, entry, e))
+        });
         // Readers without a place stay where they are: the writers do not wait for them.
         let writes = routed.routes.get(entry).is_none_or(is_write);
         decision.target.is_some() || !led_there || !writes
@@ -301,15 +312,19 @@ pub fn finish(
     let known = facts.given_up || decisions.iter().all(is_known);
     let is_loaded = |(entry, decision): (&String, &Decision)| match &decision.target {
         Some(target) => {
-            let led_there = own.left.as_ref().is_none_or(|left| pooler.loaded(entry).as_ref() == Some(left));
+            let loaded = pooler.loaded(entry);
+            let led_there =
+                own.left.is_none() || loaded == own.left || loaded.is_some() && loaded == own.ahead;
             !led_there || pooler.is_loaded(entry, &target.endpoint)
         }
         None => true,
     };
     let loaded = decisions.iter().all(is_loaded) && !pooler.reload_unseen && !facts.needs_retry;
-    (known && loaded || !config.mutants.obey(Rule::ResumeVerified))
-        .then(|| resume("clients may go on: every route is loaded as it must be".to_string()))
-        .flatten()
+    let text = match facts.given_up {
+        true => "nobody became writable for as long as clients may wait",
+        false => "clients may go on: every route is loaded as it must be",
+    };
+    (known && loaded || !config.mutants.obey(Rule::ResumeVerified)).then(|| resume(text.into())).flatten()
 }
 
 /// What the end of a pause is decided by.
@@ -337,7 +352,7 @@ impl Pooler {
                 let clean = self.pause.as_ref().is_none_or(|own| own.clean);
                 let since = now;
                 let began = self.pause.as_ref().map_or(now, |own| own.began);
-                let left = self.pause.take().and_then(|own| own.left);
+                let (left, ahead) = self.pause.take().map(|own| (own.left, own.ahead)).unwrap_or_default();
                 self.pause = Some(OwnPause {
                     pause,
                     began,
@@ -347,6 +362,7 @@ impl Pooler {
                     inherited: false,
                     refills: false,
                     left,
+                    ahead,
                 });
                 self.pause_failed = None;
                 self.pause_failures = 0;
@@ -392,6 +408,7 @@ impl Pooler {
                     inherited: false,
                     refills,
                     left: None,
+                    ahead: None,
                 };
                 // It may have been done all the same, and it says all that an earlier one said.
                 let known = self.pause.get_or_insert(own);

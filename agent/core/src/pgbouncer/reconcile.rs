@@ -235,6 +235,8 @@ fn ladder(
     if !config.mutants.obey(Rule::StaleLadder)
         || pooler.look_due <= now
         || !unloaded(pooler, decisions).is_empty()
+        // Before version 1.24 a cut takes the clients that wait with it.
+        || pooler.pause.is_some()
     {
         return None;
     }
