@@ -48,7 +48,7 @@ pub struct Hold {
     pub since: Time,
     /// It ends then, whatever happens.
     pub until: Time,
-    /// The longest it may become.
+    /// The longest it may become: later than `until` only while it can still be prolonged.
     pub(super) last: Time,
     /// Timeline of the term at its beginning: a newer one ends it.
     pub(super) timeline: Option<Timeline>,
@@ -166,6 +166,7 @@ impl Hold {
         self.cause != Cause::Planned || self.stop_seen.is_some()
     }
 
+    /// A hold that begins now. [`Hold::planned`] and [`Hold::lasting`] say why, and for how long.
     pub(super) fn new(facts: &Facts<'_>, from: &str, endpoint: Endpoint, why: String) -> Self {
         Hold {
             from: from.into(),
@@ -184,6 +185,24 @@ impl Hold {
             fence: None,
         }
     }
+
+    /// The member announced this stop: the hold lasts for `hold_timeout`, and may become longer by `failover_hold`.
+    pub(super) fn planned(self, facts: &Facts<'_>, epoch: &str, started: Option<String>) -> Self {
+        let switch = &facts.config.switch;
+        Hold {
+            cause: Cause::Planned,
+            epoch: Some(epoch.into()),
+            started,
+            until: self.since + facts.bounded(switch.hold_timeout),
+            last: self.since + facts.bounded(switch.hold_timeout + switch.failover_hold),
+            ..self
+        }
+    }
+
+    /// It ends after this time and does not become longer.
+    pub(super) fn lasting(self, cause: Cause, time: Duration) -> Self {
+        Hold { cause, until: self.since + time, last: self.since + time, ..self }
+    }
 }
 
 /// The member said by its REST API that it stops before its announcement was heard: the hold becomes the announced one,
@@ -195,12 +214,7 @@ fn join_announced(facts: &Facts<'_>, state: &SwitchState, hold: &mut Hold) {
     if !new || !announced || facts.leader() != Some(&record.from) {
         return;
     }
-    let switch = &facts.config.switch;
-    hold.cause = Cause::Planned;
-    hold.epoch = Some(record.epoch.clone());
-    hold.started.clone_from(&record.started);
-    hold.until = hold.since + facts.bounded(switch.hold_timeout);
-    hold.last = hold.since + facts.bounded(switch.hold_timeout + switch.failover_hold);
+    *hold = hold.clone().planned(facts, &record.epoch, record.started.clone());
 }
 
 /// Takes what was heard since into the hold.
@@ -268,8 +282,7 @@ fn over(facts: &Facts<'_>, state: &SwitchState, hold: &Hold) -> Option<String> {
     if !facts.may_hold() {
         return Some("nothing may be held any more".into());
     }
-    let ends = hold.until.max(if hold.cause == Cause::Planned { hold.last } else { hold.until });
-    (facts.now >= ends)
+    (facts.now >= hold.last)
         .then(|| format!("nobody became writable within {}", Human(facts.now.since(hold.since))))
 }
 
