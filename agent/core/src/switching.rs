@@ -1,7 +1,7 @@
 //! The agent's part in switches: what it hears goes into [`SwitchState`], and what follows from it comes out as orders.
 
 use crate::agent::{Agent, Pending};
-use crate::config::{Config, Fence, Mode, RouteTo};
+use crate::config::{Config, Fence, Mode, Route};
 use crate::effect::{Effect, EffectId, Order, PoolerOrder};
 use crate::event::{Event, HookId, HookKind};
 use crate::leader::writable_leader;
@@ -15,7 +15,7 @@ use crate::switch::fence;
 use crate::switch::hold::{self, Change, Hold};
 use crate::switch::publish::{self, OwnKeys};
 use crate::switch::records::{REGISTRY, Registered, VERSION, to_bytes};
-use crate::switch::{ServerSign, SwitchState};
+use crate::switch::{ServerSign, SwitchState, UNCHANGED};
 use crate::time::Time;
 use crate::topology::Endpoint;
 use alloc::collections::BTreeMap;
@@ -32,8 +32,6 @@ const REGISTER_AGAIN: Duration = Duration::from_secs(2);
 const HOOK_WAITS: Duration = Duration::from_millis(5);
 /// … and while pools are held, this often.
 const HELD: Duration = Duration::from_millis(50);
-/// A stop that did not happen counts as called off so long after the hook returned.
-const UNCHANGED: Duration = Duration::from_secs(2);
 
 /// Switches by cluster name.
 pub(crate) type Switches = BTreeMap<String, SwitchState>;
@@ -198,11 +196,9 @@ impl Agent {
         let mut orders = Vec::new();
         for cluster in &self.config.clusters {
             let Some(state) = self.switches.get_mut(&cluster.name) else { continue };
-            let writes =
-                |route: &crate::config::Route| route.to == RouteTo::Primary || route.fallback_primary;
             let wants = self.config.mode == Mode::Enforce
                 && !self.config.switch.failover_hold.is_zero()
-                && self.config.routes_into(&cluster.name).any(writes);
+                && self.config.routes_into(&cluster.name).any(Route::is_write);
             let leader = writable_leader(&self.config, cluster, &self.observed, self.now).ok();
             let endpoint =
                 leader.map(|leader| leader.endpoint).or_else(|| state.watched.clone()).filter(|_| wants);
@@ -311,8 +307,7 @@ fn write_targets(config: &Config, cluster: &str, poolers: &BTreeMap<String, Pool
     let mut targets = Vec::new();
     for pooler in &config.poolers {
         let Some(known) = poolers.get(&pooler.name) else { continue };
-        let writes =
-            pooler.routes.iter().filter(|(_, route)| route.cluster == cluster && let_go::is_write(route));
+        let writes = pooler.routes.iter().filter(|(_, route)| route.cluster == cluster && route.is_write());
         targets.extend(writes.filter_map(|(entry, _)| known.loaded(entry)));
     }
     targets

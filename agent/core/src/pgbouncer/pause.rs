@@ -3,10 +3,10 @@
 //! A pool whose link was closed in login carries a mark, and cuts every client that asks before the next login succeeds.
 //! So a planned pause waits for logins to end, and keeps PgBouncer from opening links behind it (`min_pool_size`).
 
-use super::let_go::{is_write, leads_there};
+use super::let_go::leads_there;
 use super::pools::{CONSOLE_AGE, Pooler};
 use super::reconcile::Decisions;
-use crate::config::{Config, Mode, PoolerConfig};
+use crate::config::{Config, Mode, PoolerConfig, Route};
 use crate::desired::Decision;
 use crate::effect::{Pause, PauseScope, PoolerOrder};
 use crate::rule::{Reason, Rule};
@@ -295,7 +295,7 @@ pub fn finish(
     let is_known = |(entry, decision): (&String, &Decision)| {
         let led_there = own.left.as_ref().is_none_or(|left| leads_there(pooler, entry, left));
         // Readers without a place stay where they are: the writers do not wait for them.
-        let writes = routed.routes.get(entry).is_none_or(is_write);
+        let writes = routed.routes.get(entry).is_none_or(Route::is_write);
         decision.target.is_some() || !led_there || !writes
     };
     let known = facts.given_up || decisions.iter().all(is_known);

@@ -4,8 +4,8 @@
 //! is a second without a renewed lease (`patroni/postgresql/__init__.py`, `patroni/ha.py`). So it waits only for what is
 //! proved to be a switchover or a restart of the primary, and everything unknown returns at once.
 
-use super::SwitchState;
 use super::records::{Fencing, Phase, PoolerWord, Switch, SwitchKind, VERSION};
+use super::{SwitchState, UNCHANGED};
 use crate::config::{ClusterConfig, Config, Fence, Mode};
 use crate::effect::HookAnswer;
 use crate::event::HookId;
@@ -27,8 +27,6 @@ const CHECK_WITHIN: Duration = Duration::from_millis(75);
 pub(super) const ANNOUNCE_WITHIN: Duration = Duration::from_millis(250);
 /// A record of a stop that was called off stays this long, so that everybody sees it.
 const ABORTED_STAYS: Duration = Duration::from_secs(5);
-/// A stop that has not happened so long after the hook returned will not happen.
-const UNCHANGED: Duration = Duration::from_secs(2);
 
 /// How far the stop of the member on this host is.
 #[derive(Debug, Clone, PartialEq, Eq)]

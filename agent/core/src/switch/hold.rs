@@ -2,7 +2,7 @@
 //! lost, or because another member is about to be promoted. Every hold has an end.
 
 use super::records::Phase;
-use super::{SwitchState, causes};
+use super::{SwitchState, UNCHANGED, causes};
 use crate::config::{ClusterConfig, Config, Mode, RouteTo};
 use crate::event::ServerWord;
 use crate::leader::{WritableLeader, writable_leader};
@@ -15,8 +15,6 @@ use alloc::format;
 use alloc::string::String;
 use core::time::Duration;
 
-/// A stop that was announced and did not come is over so long after the hook returned.
-const UNCHANGED: Duration = Duration::from_secs(2);
 /// So many ended epochs are remembered.
 const REMEMBERED: usize = 16;
 

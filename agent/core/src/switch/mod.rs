@@ -30,6 +30,10 @@ use alloc::collections::VecDeque;
 use alloc::string::String;
 use core::time::Duration;
 
+/// An announced stop that has not happened so long after its hook returned will not happen: it counts as called off, on
+/// the member's own host as for the poolers that let go of it.
+pub(crate) const UNCHANGED: Duration = Duration::from_secs(2);
+
 /// What this agent knows and does about switches of one cluster.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct SwitchState {
