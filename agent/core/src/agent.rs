@@ -7,7 +7,7 @@ use crate::event::{Event, Hint, HookId, Outcome, Restored};
 use crate::observed::{ClusterView, Fact, Observed};
 use crate::patroni::read_member_status;
 use crate::pgbouncer::let_go;
-use crate::pgbouncer::pause::OwnPause;
+use crate::pgbouncer::own_pause::OwnPause;
 use crate::pgbouncer::pools::{InFlight, LOST_AFTER, Pooler};
 use crate::pgbouncer::reconcile;
 use crate::questions::{Question, Schedule};

@@ -3,7 +3,9 @@
 //! A pool whose link was closed in login carries a mark, and cuts every client that asks before the next login succeeds.
 //! So a planned pause waits for logins to end, and keeps PgBouncer from opening links behind it (`min_pool_size`).
 
+use super::console::LoadedDatabase;
 use super::let_go::leads_there;
+use super::own_pause::OwnPause;
 use super::pools::{CONSOLE_AGE, Pooler};
 use super::reconcile::Decisions;
 use crate::config::{Config, Mode, PoolerConfig, Route};
@@ -12,7 +14,6 @@ use crate::effect::{Pause, PauseScope, PoolerOrder};
 use crate::rule::{Reason, Rule};
 use crate::switch::hold::{Cause, Hold};
 use crate::time::Time;
-use crate::topology::Endpoint;
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::format;
 use alloc::string::{String, ToString};
@@ -25,43 +26,6 @@ const MARGIN: Duration = Duration::from_secs(5);
 const AGAIN: Duration = Duration::from_millis(250);
 /// Links that could write to a primary that was replaced are cut after this share of `fence_timeout`.
 const CUT_SHARE: u32 = 4;
-
-/// A pause of ours.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct OwnPause {
-    /// As it is journalled.
-    pub pause: Pause,
-    /// When its first part began: no later hold makes it longer than one may be.
-    pub began: Time,
-    /// Since when.
-    pub since: Time,
-    /// PgBouncer took it, and has not been away since.
-    pub sure: bool,
-    /// No link was in login, so no pool carries a mark.
-    pub clean: bool,
-    /// It is from an earlier run of the agent: the protocol has to be heard before it is ended.
-    pub inherited: bool,
-    /// A RELOAD gave `min_pool_size` back.
-    pub refills: bool,
-    /// The server that was let go of, if this run knows.
-    pub left: Option<Endpoint>,
-}
-
-impl OwnPause {
-    /// What an earlier run left.
-    pub fn inherited(pause: Pause, now: Time) -> Self {
-        OwnPause {
-            pause,
-            began: now,
-            since: now,
-            sure: false,
-            clean: false,
-            inherited: true,
-            refills: true,
-            left: None,
-        }
-    }
-}
 
 /// Databases of a pooler that lead to the held server and have nowhere else to go.
 fn waiting(
@@ -81,10 +45,7 @@ fn waiting(
             let databases = pooler.databases_of(entry).into_iter();
             // What is not named in a file that is not known may have nothing to do with `*`.
             let there = |db: &&str| {
-                let row = pooler.row(db);
-                let listed = row.is_some_and(|row| {
-                    row.host.as_ref() == Some(&hold.endpoint.host) && row.port == hold.endpoint.port
-                });
+                let listed = pooler.row(db).is_some_and(|row| row.is_at(&hold.endpoint));
                 listed || pooler.links_of_database(db, &hold.endpoint) > 0
             };
             list.extend(databases.filter(there).map(String::from));
@@ -93,8 +54,7 @@ fn waiting(
     // The login of clients needs it.
     let auth = pooler.console.last().and_then(|seen| seen.settings.get("auth_dbname"));
     if let Some(row) = auth.and_then(|name| pooler.row(name)).filter(|_| !list.is_empty())
-        && row.host.as_ref() == Some(&hold.endpoint.host)
-        && row.port == hold.endpoint.port
+        && row.is_at(&hold.endpoint)
     {
         list.insert(row.name.clone());
     }
@@ -214,9 +174,7 @@ fn build(config: &Config, pooler: &Pooler, hold: &Hold, list: Vec<String>) -> Pa
     let own_refills =
         list.iter().any(|db| pooler.row(db).and_then(|row| row.min_pool_size).is_some_and(|n| n > 0));
     let seen = pooler.console.last();
-    let there = |row: &crate::pgbouncer::console::LoadedDatabase| {
-        row.host.as_ref() == Some(&hold.endpoint.host) && row.port == hold.endpoint.port && !row.paused
-    };
+    let there = |row: &LoadedDatabase| row.is_at(&hold.endpoint) && !row.paused;
     let all = seen.is_some_and(|seen| seen.databases.values().all(there));
     let earlier = pooler.pause.as_ref().map(|own| &own.pause.scope);
     let whole = match earlier {
@@ -326,91 +284,4 @@ pub struct Ending {
     pub needs_retry: bool,
     /// Now.
     pub now: Time,
-}
-
-impl Pooler {
-    /// An order about our pause was carried out.
-    pub(super) fn pause_order_done(&mut self, now: Time, order: PoolerOrder) {
-        match order {
-            PoolerOrder::Pause(pause) => {
-                // A login that was closed marks its pool; only a planned pause waits for logins to end.
-                let clean = self.pause.as_ref().is_none_or(|own| own.clean);
-                let since = now;
-                let began = self.pause.as_ref().map_or(now, |own| own.began);
-                let left = self.pause.take().and_then(|own| own.left);
-                self.pause = Some(OwnPause {
-                    pause,
-                    began,
-                    since,
-                    sure: true,
-                    clean,
-                    inherited: false,
-                    refills: false,
-                    left,
-                });
-                self.pause_failed = None;
-                self.pause_failures = 0;
-            }
-            PoolerOrder::ExtendPause(pause) => {
-                if let Some(own) = &mut self.pause {
-                    own.pause = pause;
-                }
-            }
-            PoolerOrder::ZeroMinPoolSize => {
-                if let Some(own) = &mut self.pause {
-                    own.refills = false;
-                }
-            }
-            PoolerOrder::CutPaused { databases, .. } => {
-                self.pause_cut = Some(now);
-                let kills_clients = self.console.last().is_some_and(|seen| seen.version >= (1, 24));
-                if let Some(own) = self.pause.as_mut().filter(|_| !kills_clients) {
-                    own.pause.scope = PauseScope::Databases(databases);
-                    own.clean = false;
-                }
-            }
-            _ => {
-                self.pause = None;
-                self.pause_failed = None;
-                self.pause_failures = 0;
-            }
-        }
-    }
-
-    /// An order about our pause failed: it may have had its effect all the same, so it is still to be ended.
-    /// Returns whether it was about a pause.
-    pub(super) fn pause_order_failed(&mut self, now: Time, order: &PoolerOrder) -> bool {
-        match order {
-            PoolerOrder::Pause(pause) => {
-                let refills = pause.min_pool_size.is_some();
-                let own = OwnPause {
-                    pause: pause.clone(),
-                    began: now,
-                    since: now,
-                    sure: false,
-                    clean: false,
-                    inherited: false,
-                    refills,
-                    left: None,
-                };
-                // It may have been done all the same, and it says all that an earlier one said.
-                let known = self.pause.get_or_insert(own);
-                known.sure = false;
-                known.pause.clone_from(pause);
-                self.pause_failed = Some(now);
-                self.pause_failures += 1;
-            }
-            PoolerOrder::CutPaused { .. } => self.pause_cut = Some(now),
-            PoolerOrder::ExtendPause(_) | PoolerOrder::ZeroMinPoolSize | PoolerOrder::EndPause => {
-                if let (PoolerOrder::EndPause, Some(own)) = (order, &mut self.pause) {
-                    // It may be over, and its note gone: nothing is done in its name any more but to end it.
-                    own.sure = false;
-                }
-                self.pause_failed = Some(now);
-                self.pause_failures += 1;
-            }
-            _ => return false,
-        }
-        true
-    }
 }
