@@ -345,11 +345,12 @@ pub(crate) fn pause_order(
     }
     pooler.pause.as_ref()?;
     let states = || routed.routes.values().filter_map(|route| switches.get(&route.cluster));
+    let given_up = switches.iter().filter(|(_, state)| state.given_up.is_some());
     let facts = pause::Ending {
         stopping: moment.agent_stops,
         held: !holds.is_empty(),
         heard: states().all(|state| state.view.seen.is_some() || state.view.failed.is_some()),
-        given_up: states().any(|state| state.given_up.is_some()),
+        given_up: given_up.map(|(cluster, _)| cluster.as_str()).collect(),
         needs_retry: reconcile::needs_login_retry(config, pooler, decisions, moment.now),
         now: moment.now,
     };

@@ -234,7 +234,7 @@ pub fn finish(
     routed: &PoolerConfig,
     pooler: &Pooler,
     decisions: &Decisions,
-    facts: &Ending,
+    facts: &Ending<'_>,
 ) -> Option<(PoolerOrder, Reason)> {
     let own = pooler.pause.as_ref()?;
     if must_wait(pooler, facts.now) {
@@ -253,10 +253,12 @@ pub fn finish(
     let is_known = |(entry, decision): (&String, &Decision)| {
         let led_there = own.left.as_ref().is_none_or(|left| leads_there(pooler, entry, left));
         // Readers without a place stay where they are: the writers do not wait for them.
-        let writes = routed.routes.get(entry).is_none_or(Route::is_write);
-        decision.target.is_some() || !led_there || !writes
+        let route = routed.routes.get(entry);
+        let writes = route.is_none_or(Route::is_write);
+        let given_up = route.is_some_and(|route| facts.given_up.contains(&route.cluster.as_str()));
+        decision.target.is_some() || !led_there || !writes || given_up
     };
-    let known = facts.given_up || decisions.iter().all(is_known);
+    let known = decisions.iter().all(is_known);
     let is_loaded = |(entry, decision): (&String, &Decision)| match &decision.target {
         Some(target) => {
             let led_there = own.left.as_ref().is_none_or(|left| pooler.loaded(entry).as_ref() == Some(left));
@@ -271,13 +273,13 @@ pub fn finish(
 }
 
 /// What the end of a pause is decided by.
-pub struct Ending {
+pub struct Ending<'a> {
     /// The agent was told to stop.
     pub stopping: bool,
     /// Some hold still wants it.
     pub held: bool,
-    /// Clients have waited for as long as they may.
-    pub given_up: bool,
+    /// Clusters whose clients have waited for as long as they may.
+    pub given_up: Vec<&'a str>,
     /// The other agents were heard since the start.
     pub heard: bool,
     /// Pools may carry a failed-login mark, and `server_login_retry` is not lowered yet.

@@ -132,24 +132,36 @@ pub fn step(facts: &Facts<'_>, state: &mut SwitchState) -> Option<Change> {
     if let Some(mut hold) = state.hold.take() {
         watch(facts, state, &mut hold);
         if let Some(why) = over(facts, state, &hold) {
-            end(facts, state, &hold);
+            end(state, &hold);
+            state.given_up = None;
             return Some(Change::Ended(why));
+        }
+        if facts.now >= hold.last {
+            end(state, &hold);
+            let waited = Human(facts.now.since(hold.since));
+            state.given_up = Some(hold.endpoint);
+            return Some(Change::Ended(format!("nobody became writable within {waited}")));
         }
         let change = prolong(facts, &mut hold);
         state.hold = Some(hold);
         return change;
     }
-    if state
-        .server
-        .as_ref()
-        .is_some_and(|sign| matches!(sign.word, ServerWord::Up | ServerWord::InRecovery(false)))
-    {
+    if serves_again(facts, state) {
         state.given_up = None;
     }
     let hold = facts.may_hold().then(|| begin(facts, state)).flatten()?;
     let why = format!("{}: pools that lead to {} wait", hold.why, hold.from);
     state.hold = Some(hold);
     Some(Change::Began(why))
+}
+
+/// Clients are served again after all: the watched server says so, or somebody is writable where none is watched.
+fn serves_again(facts: &Facts<'_>, state: &SwitchState) -> bool {
+    match (&state.server, &state.watched) {
+        (Some(sign), _) => matches!(sign.word, ServerWord::Up | ServerWord::InRecovery(false)),
+        (None, None) => facts.writable().is_some(),
+        (None, Some(_)) => false,
+    }
 }
 
 fn begin(facts: &Facts<'_>, state: &SwitchState) -> Option<Hold> {
@@ -256,7 +268,7 @@ fn prolong(facts: &Facts<'_>, hold: &mut Hold) -> Option<Change> {
     )))
 }
 
-/// Why the hold is over, if it is.
+/// Why clients need not wait any more, if so.
 fn over(facts: &Facts<'_>, state: &SwitchState, hold: &Hold) -> Option<String> {
     if facts.only_local_routes() && facts.config.local.is_some() {
         let server = facts.observed.local.fresh(facts.now, LOCAL_PROBE_AGE).is_ok();
@@ -277,11 +289,7 @@ fn over(facts: &Facts<'_>, state: &SwitchState, hold: &Hold) -> Option<String> {
     {
         return Some("the mutant does not wait for the new leader to be writable".into());
     }
-    if !facts.may_hold() {
-        return Some("nothing may be held any more".into());
-    }
-    (facts.now >= hold.last)
-        .then(|| format!("nobody became writable within {}", Human(facts.now.since(hold.since))))
+    (!facts.may_hold()).then(|| "nothing may be held any more".into())
 }
 
 /// Whether the member itself is writable again, or still.
@@ -317,7 +325,7 @@ fn unchanged(facts: &Facts<'_>, hold: &Hold) -> bool {
 }
 
 /// What this hold was about starts no other one.
-fn end(facts: &Facts<'_>, state: &mut SwitchState, hold: &Hold) {
+fn end(state: &mut SwitchState, hold: &Hold) {
     let record = state.view.peers.switch.iter().map(|record| &record.epoch);
     let fence = hold.fence.iter().map(|(epoch, _)| epoch);
     for epoch in record.chain(hold.epoch.iter()).chain(fence) {
@@ -327,8 +335,5 @@ fn end(facts: &Facts<'_>, state: &mut SwitchState, hold: &Hold) {
     }
     while state.ended.len() > REMEMBERED {
         state.ended.pop_front();
-    }
-    if facts.now >= hold.until {
-        state.given_up = Some(hold.endpoint.clone());
     }
 }

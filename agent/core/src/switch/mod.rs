@@ -49,7 +49,8 @@ pub struct SwitchState {
     pub hold: Option<hold::Hold>,
     /// Epochs that this host has brought to their end: they start no hold again.
     pub ended: VecDeque<String>,
-    /// A server for which clients have waited for as long as they may: no other hold begins before it is back.
+    /// A server for which clients have waited in vain for as long as they may: until it is back no other loss of it makes
+    /// them wait, and what is paused goes on without knowing where to.
     pub given_up: Option<Endpoint>,
     /// The member on this host is about to stop.
     pub stop: Option<conductor::Stop>,
