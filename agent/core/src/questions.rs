@@ -5,7 +5,7 @@ use crate::effect::Order;
 use crate::observed::{ClusterView, Observed};
 use crate::rule::{Reason, Rule};
 use crate::switch::SwitchState;
-use crate::switch::conductor::Step;
+use crate::switch::before_stop::Step;
 use crate::switching::Switches;
 use crate::time::Time;
 use alloc::collections::BTreeMap;

@@ -10,7 +10,8 @@ use crate::pgbouncer::reconcile::{self, Decisions};
 use crate::pgbouncer::{let_go, pause};
 use crate::questions::Question;
 use crate::rule::{Reason, Rule};
-use crate::switch::conductor::{self, Said, Step};
+use crate::switch::before_stop::{self, Step, Stop};
+use crate::switch::conductor::{self, Said};
 use crate::switch::fence;
 use crate::switch::hold::{self, Change, Hold};
 use crate::switch::publish::{self, OwnKeys};
@@ -96,7 +97,7 @@ impl Agent {
             self.schedule.hurry(&Question::Store(local.cluster.clone()));
         }
         self.with_conductor(|facts, state, said| match kind {
-            HookKind::BeforeStop => conductor::before_stop(facts, state, hook, wall, said),
+            HookKind::BeforeStop => before_stop::before_stop(facts, state, hook, wall, said),
             HookKind::PrePromote => fence::pre_promote(facts, state, hook, said),
         });
     }
@@ -181,7 +182,7 @@ impl Agent {
         });
     }
 
-    fn is_stopping(&self, stop: &conductor::Stop) -> bool {
+    fn is_stopping(&self, stop: &Stop) -> bool {
         let Step::Over { since, aborted } = stop.step else { return true };
         let patroni = &self.observed.local_patroni;
         let (Some(status), Some(seen)) = (patroni.last(), patroni.seen()) else { return !aborted };
@@ -284,7 +285,7 @@ impl Agent {
 /// When to look again although nothing happens.
 pub(crate) fn wake(switches: &Switches, now: Time) -> Time {
     let hook_waits = |state: &SwitchState| {
-        let stops = state.stop.as_ref().is_some_and(|stop| !matches!(stop.step, Step::Over { .. }));
+        let stops = state.stop.as_ref().is_some_and(Stop::waits);
         let promotes = state.promotion.as_ref().is_some_and(|promotion| promotion.hook.is_some());
         stops || promotes
     };

@@ -11,10 +11,11 @@
 //!   it is writable ─────────────────> members/<member> {timeline} ─────> re-point, RESUME
 //! ```
 //!
-//! [`records`] is what is said, [`peers`] what was heard, [`conductor`] and `fence` answer the hooks, [`hold`] says when
-//! this host's pools wait and [`causes`] why, [`publish`] what this host says. PAUSE and RESUME themselves are in
-//! [`pause`](crate::pgbouncer::pause).
+//! [`records`] is what is said, [`peers`] what was heard, [`conductor`] takes the hooks further, which [`before_stop`] and
+//! [`fence`] answer, [`hold`] says when this host's pools wait and [`causes`] why, [`publish`] what this host says. PAUSE
+//! and RESUME themselves are in [`pause`](crate::pgbouncer::pause).
 
+pub mod before_stop;
 pub mod causes;
 pub mod conductor;
 pub mod fence;
@@ -53,9 +54,9 @@ pub struct SwitchState {
     /// them wait, and what is paused goes on without knowing where to.
     pub given_up: Option<Endpoint>,
     /// The member on this host is about to stop.
-    pub stop: Option<conductor::Stop>,
+    pub stop: Option<before_stop::Stop>,
     /// The member on this host is about to be promoted.
-    pub promotion: Option<conductor::Promotion>,
+    pub promotion: Option<fence::Promotion>,
     /// What this host says.
     pub published: publish::Published,
 }
