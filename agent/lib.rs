@@ -22,3 +22,4 @@ pub mod state;
 pub mod systemd;
 pub mod telemetry;
 pub mod watcher;
+pub mod worker;

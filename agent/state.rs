@@ -1,9 +1,8 @@
 //! The state folder: the terms of the clusters, and what [`crate::pgbouncer::notes`] keeps there.
 
-use crate::clock;
 use crate::files::Disk;
 use crate::pgbouncer::notes::{self, read_json_or_set_aside, write_json};
-use crate::report::{Report, outcome};
+use crate::worker::{Worker, work};
 use pgsquire_core::effect::{Effect, Order};
 use pgsquire_core::event::{Event, Outcome, Restored};
 use pgsquire_core::wal::Term;
@@ -39,47 +38,36 @@ pub fn load_restored(state_dir: &Path) -> (Restored, Vec<String>) {
 /// Keeps terms on disk until `stop`, or until nobody listens.
 pub async fn run(
     config: WorkerConfig,
-    mut orders: Receiver<Effect>,
+    orders: Receiver<Effect>,
     events: Sender<Event>,
     stop: CancellationToken,
 ) {
-    let report = Report::new(events, stop.clone());
-    let mut terms = config.terms;
-    let mut disk = Disk::default();
-    loop {
-        let effect = tokio::select! {
-            biased;
-            () = stop.cancelled() => return report.refuse(&mut orders).await,
-            effect = orders.recv() => effect,
-        };
-        let Some(Effect { id, order, .. }) = effect else { return };
-        let started = clock::now();
-        let kept = keep(&config.state_dir, &mut terms, &mut disk, order).await;
-        if report.done(id, started, outcome(kept.map(|()| Outcome::Done))).await.is_err() {
-            return;
-        }
-    }
+    let WorkerConfig { state_dir, terms } = config;
+    work(Keeper { state_dir, terms, disk: Disk::default() }, orders, events, stop).await;
 }
 
-async fn keep(
-    state_dir: &Path,
-    terms: &mut BTreeMap<String, Term>,
-    disk: &mut Disk,
-    order: Order,
-) -> Result<(), String> {
-    let Order::KeepTerm { cluster, term } = order else {
-        return Err(format!("this is no order for the state folder: {order:?}"));
-    };
-    let mut wanted = terms.clone();
-    match term {
-        Some(term) => wanted.insert(cluster, term),
-        None => wanted.remove(&cluster),
-    };
-    let path = state_dir.join(TERMS);
-    let written = wanted.clone();
-    disk.run(move || write_json(&path, &written)).await?;
-    *terms = wanted;
-    Ok(())
+struct Keeper {
+    state_dir: PathBuf,
+    terms: BTreeMap<String, Term>,
+    disk: Disk,
+}
+
+impl Worker for Keeper {
+    async fn execute(&mut self, order: Order) -> Result<Outcome, String> {
+        let Order::KeepTerm { cluster, term } = order else {
+            return Err(format!("this is no order for the state folder: {order:?}"));
+        };
+        let mut wanted = self.terms.clone();
+        match term {
+            Some(term) => wanted.insert(cluster, term),
+            None => wanted.remove(&cluster),
+        };
+        let path = self.state_dir.join(TERMS);
+        let written = wanted.clone();
+        self.disk.run(move || write_json(&path, &written)).await?;
+        self.terms = wanted;
+        Ok(Outcome::Done)
+    }
 }
 
 #[cfg(test)]
