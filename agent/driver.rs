@@ -155,24 +155,14 @@ impl Watchdog {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use pgsquire_core::config::{Config, Mode, SwitchConfig};
     use pgsquire_core::effect::{EffectId, HookAnswer};
-    use pgsquire_core::event::{HookId, Restored};
+    use pgsquire_core::event::HookId;
     use pgsquire_core::rule::{Reason, Rule};
     use tokio::sync::mpsc;
 
     /// The driver's ends, and the test's.
     fn ends() -> (Agent, Ends, mpsc::Sender<Event>, tempfile::TempDir) {
-        let config = Config {
-            node: "host1".to_owned(),
-            mode: Mode::Enforce,
-            clusters: vec![],
-            local: None,
-            poolers: vec![],
-            switch: SwitchConfig::default(),
-            mutants: Default::default(),
-        };
-        let agent = Agent::new(config, Restored::default(), clock::now());
+        let agent = crate::example::agent();
         let state_dir = tempfile::tempdir().expect("folder");
         let (events, facts) = mpsc::channel(10);
         let ends = Ends {

@@ -8,6 +8,8 @@ pub mod config;
 pub mod control;
 pub mod dcs;
 pub mod driver;
+#[cfg(test)]
+mod example;
 pub mod files;
 pub mod http;
 pub mod journal;
@@ -22,3 +24,4 @@ pub mod state;
 pub mod systemd;
 pub mod telemetry;
 pub mod watcher;
+pub mod worker;

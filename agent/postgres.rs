@@ -1,8 +1,7 @@
 //! The PostgreSQL on this host: is it in recovery, and where is it in the write-ahead log?
 
-use crate::clock;
-use crate::report::{Report, outcome};
 use crate::session::{Kept, Rows, Target, column};
+use crate::worker::{Worker, work};
 use pgsquire_core::effect::{Effect, Order};
 use pgsquire_core::event::{Event, LocalServer, Outcome};
 use pgsquire_core::wal::Timeline;
@@ -31,34 +30,34 @@ const QUESTION: &str = "SELECT r.in_recovery, \
 /// Answers probes until `stop`, or until nobody listens.
 pub async fn run(
     config: WorkerConfig,
-    mut orders: Receiver<Effect>,
+    orders: Receiver<Effect>,
     events: Sender<Event>,
     stop: CancellationToken,
 ) {
-    let report = Report::new(events, stop.clone());
     let target = Target {
         what: "the local PostgreSQL".into(),
         conninfo: config.conninfo,
         default_dbname: "postgres".into(),
         password_file: config.password_file,
     };
-    let mut kept = Kept::default();
-    loop {
-        let effect = tokio::select! {
-            biased;
-            () = stop.cancelled() => return report.refuse(&mut orders).await,
-            effect = orders.recv() => effect,
-            () = kept.watch() => continue,
-        };
-        let Some(Effect { id, order, .. }) = effect else { return };
-        let started = clock::now();
-        let answer = match order {
-            Order::ProbeLocal => probe(&mut kept, &target).await.map(Outcome::Local),
+    work(Prober { target, kept: Kept::default() }, orders, events, stop).await;
+}
+
+struct Prober {
+    target: Target,
+    kept: Kept,
+}
+
+impl Worker for Prober {
+    async fn execute(&mut self, order: Order) -> Result<Outcome, String> {
+        match order {
+            Order::ProbeLocal => probe(&mut self.kept, &self.target).await.map(Outcome::Local),
             other => Err(format!("this is no order for the local PostgreSQL: {other:?}")),
-        };
-        if report.done(id, started, outcome(answer)).await.is_err() {
-            return;
         }
+    }
+
+    async fn watch(&mut self) {
+        self.kept.watch().await;
     }
 }
 

@@ -3,10 +3,9 @@
 //! A term is written twice: first so that it outlives this process, which takes microseconds and is all that a pool waits
 //! for, then so that it outlives a power cut. The first writing has a file of its own, because a power cut may empty it.
 
-use crate::clock;
 use crate::files::{self, Disk};
 use crate::pgbouncer::notes::{self, read_json_or_set_aside, write_json, write_json_until_boot};
-use crate::report::{Report, outcome};
+use crate::worker::{Worker, work};
 use pgsquire_core::effect::{Effect, Order};
 use pgsquire_core::event::{Event, Outcome, Restored};
 use pgsquire_core::wal::Term;
@@ -49,54 +48,43 @@ pub fn load_restored(state_dir: &Path) -> (Restored, Vec<String>) {
 /// Keeps terms on disk until `stop`, or until nobody listens.
 pub async fn run(
     config: WorkerConfig,
-    mut orders: Receiver<Effect>,
+    orders: Receiver<Effect>,
     events: Sender<Event>,
     stop: CancellationToken,
 ) {
-    let report = Report::new(events, stop.clone());
-    let mut terms = config.terms;
-    let mut disk = Disk::default();
-    loop {
-        let effect = tokio::select! {
-            biased;
-            () = stop.cancelled() => return report.refuse(&mut orders).await,
-            effect = orders.recv() => effect,
-        };
-        let Some(Effect { id, order, .. }) = effect else { return };
-        let started = clock::now();
-        let kept = keep(&config.state_dir, &mut terms, &mut disk, order).await;
-        if report.done(id, started, outcome(kept.map(|()| Outcome::Done))).await.is_err() {
-            return;
-        }
-    }
+    let WorkerConfig { state_dir, terms } = config;
+    work(Keeper { state_dir, terms, disk: Disk::default() }, orders, events, stop).await;
 }
 
-async fn keep(
-    state_dir: &Path,
-    terms: &mut BTreeMap<String, Term>,
-    disk: &mut Disk,
-    order: Order,
-) -> Result<(), String> {
-    let Order::KeepTerm { cluster, term, durable } = order else {
-        return Err(format!("this is no order for the state folder: {order:?}"));
-    };
-    let mut wanted = terms.clone();
-    match term {
-        Some(term) => wanted.insert(cluster, term),
-        None => wanted.remove(&cluster),
-    };
-    let (path, next) = (state_dir.join(TERMS), state_dir.join(NEXT_TERMS));
-    let written = wanted.clone();
-    let write = move || match durable {
-        false => write_json_until_boot(&next, &written),
-        true => {
-            write_json(&path, &written)?;
-            files::remove(&next).map_err(|e| e.to_string())
-        }
-    };
-    disk.run(write).await?;
-    *terms = wanted;
-    Ok(())
+struct Keeper {
+    state_dir: PathBuf,
+    terms: BTreeMap<String, Term>,
+    disk: Disk,
+}
+
+impl Worker for Keeper {
+    async fn execute(&mut self, order: Order) -> Result<Outcome, String> {
+        let Order::KeepTerm { cluster, term, durable } = order else {
+            return Err(format!("this is no order for the state folder: {order:?}"));
+        };
+        let mut wanted = self.terms.clone();
+        match term {
+            Some(term) => wanted.insert(cluster, term),
+            None => wanted.remove(&cluster),
+        };
+        let (path, next) = (self.state_dir.join(TERMS), self.state_dir.join(NEXT_TERMS));
+        let written = wanted.clone();
+        let write = move || match durable {
+            false => write_json_until_boot(&next, &written),
+            true => {
+                write_json(&path, &written)?;
+                files::remove(&next).map_err(|e| e.to_string())
+            }
+        };
+        self.disk.run(write).await?;
+        self.terms = wanted;
+        Ok(Outcome::Done)
+    }
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use super::{Crew, GRACE, add};
 use crate::config::{self, ClusterSettings, Settings, Store};
 use crate::driver::Hands;
 use crate::{dcs, patroni, pgbouncer, postgres, probe, state};
-use pgsquire_core::config::{Route, RouteTo};
+use pgsquire_core::config::Route;
 use pgsquire_core::effect::Effect;
 use pgsquire_core::event::Event;
 use std::collections::BTreeMap;
@@ -36,8 +36,7 @@ impl Workers {
         for cluster in &settings.clusters {
             workers.follow(cluster, events);
             // Readers that may fall back to the primary feel its loss as well.
-            let needs_primary = |route: &Route| route.to == RouteTo::Primary || route.fallback_primary;
-            if settings.core.routes_into(&cluster.name).any(needs_primary) {
+            if settings.core.routes_into(&cluster.name).any(Route::is_write) {
                 workers.watch_servers(cluster, events);
             }
         }

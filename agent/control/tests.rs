@@ -3,11 +3,9 @@
 use super::connection::{self, Admitted};
 use super::hooks::Hooks;
 use super::{Answer, Context, Request};
-use crate::{clock, journal, page::Pages};
-use pgsquire_core::agent::Agent;
-use pgsquire_core::config::{Config, Mode, SwitchConfig};
+use crate::{clock, example, journal, page::Pages};
 use pgsquire_core::effect::HookAnswer;
-use pgsquire_core::event::{Event, HookId, HookKind, Restored};
+use pgsquire_core::event::{Event, HookId, HookKind};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
@@ -32,16 +30,7 @@ impl Scene {
     async fn new(admitted: Admitted, request: &Request, room: usize) -> Scene {
         let state_dir = tempfile::tempdir().expect("folder");
         let (journal, _writer) = journal::open(state_dir.path());
-        let config = Config {
-            node: "host1".to_owned(),
-            mode: Mode::Enforce,
-            clusters: vec![],
-            local: None,
-            poolers: vec![],
-            switch: SwitchConfig::default(),
-            mutants: Default::default(),
-        };
-        let status = Agent::new(config, Restored::default(), clock::now()).status(clock::now());
+        let status = example::agent().status(clock::now());
         let pages = Pages::new(watch::channel(Arc::new(status)).1, watch::channel(vec![]).1, journal);
         let (events, facts) = mpsc::channel(room);
         let hooks = Hooks::default();

@@ -12,10 +12,9 @@ mod pause;
 pub mod pauses;
 pub mod release;
 
-use crate::clock;
 use crate::files::Disk;
-use crate::report::{Report, outcome};
 use crate::session::Target;
+use crate::worker::{Worker, work};
 use console::Console;
 use guard::Guard;
 use notes::Notes;
@@ -80,65 +79,23 @@ pub async fn run(
 pub async fn run_with_guard(
     config: WorkerConfig,
     program: PathBuf,
-    mut orders: Receiver<Effect>,
+    orders: Receiver<Effect>,
     events: Sender<Event>,
     stop: CancellationToken,
 ) {
-    let report = Report::new(events, stop.clone());
-    let mut worker = Worker::new(config, program);
-    worker.pauser.take_over(&mut worker.disk).await;
-    loop {
-        let effect = tokio::select! {
-            biased;
-            () = stop.cancelled() => None,
-            effect = orders.recv() => effect,
-            () = worker.console.watch() => continue,
-            () = worker.pauser.watch() => continue,
-        };
-        let Some(Effect { id, order, .. }) = effect else { break };
-        let started = clock::now();
-        let result = worker.execute(order).await;
-        if report.done(id, started, outcome(result)).await.is_err() {
-            break;
-        }
-    }
-    worker.let_go().await;
-    report.refuse(&mut orders).await;
+    let mut pooler = Pooler::new(config, program);
+    pooler.pauser.take_over(&mut pooler.disk).await;
+    work(pooler, orders, events, stop).await;
 }
 
-struct Worker {
+struct Pooler {
     config: WorkerConfig,
     console: Console,
     pauser: Pauser,
     disk: Disk,
 }
 
-impl Worker {
-    fn new(config: WorkerConfig, program: PathBuf) -> Self {
-        let console = Console::new(Target {
-            what: console_name(&config.pooler),
-            conninfo: config.console.clone(),
-            default_dbname: CONSOLE_DATABASE.into(),
-            password_file: config.password_file.clone(),
-        });
-        let pauser = Pauser::new(&config, Guard::new(program, &config.state_dir));
-        Worker { config, console, pauser, disk: Disk::default() }
-    }
-
-    /// At the end. What does not succeed in time is left to the guard and to `pgsquire release`.
-    async fn let_go(&mut self) {
-        let ended = timeout(LET_GO, self.pauser.end(&mut self.console, &mut self.disk)).await;
-        let why = match ended {
-            Ok(Ok(())) => return,
-            Ok(Err(why)) => why,
-            Err(_) => format!("{} did not answer in time", console_name(&self.config.pooler)),
-        };
-        tracing::warn!(
-            "a pause of pooler {} may be left: {why}; `pgsquire release` ends it",
-            self.config.pooler
-        );
-    }
-
+impl Worker for Pooler {
     async fn execute(&mut self, order: Order) -> Result<Outcome, String> {
         let order = match order {
             Order::Pooler { order, pooler } if pooler == self.config.pooler => order,
@@ -179,6 +136,41 @@ impl Worker {
             | PoolerOrder::CutPaused { .. }
             | PoolerOrder::EndPause => self.about_pauses(order).await.map(|()| Outcome::Done),
         }
+    }
+
+    async fn watch(&mut self) {
+        tokio::select! {
+            biased;
+            () = self.console.watch() => {}
+            () = self.pauser.watch() => {}
+        }
+    }
+
+    /// What does not succeed in time is left to the guard and to `pgsquire release`.
+    async fn end(&mut self) {
+        let ended = timeout(LET_GO, self.pauser.end(&mut self.console, &mut self.disk)).await;
+        let why = match ended {
+            Ok(Ok(())) => return,
+            Ok(Err(why)) => why,
+            Err(_) => format!("{} did not answer in time", console_name(&self.config.pooler)),
+        };
+        tracing::warn!(
+            "a pause of pooler {} may be left: {why}; `pgsquire release` ends it",
+            self.config.pooler
+        );
+    }
+}
+
+impl Pooler {
+    fn new(config: WorkerConfig, program: PathBuf) -> Self {
+        let console = Console::new(Target {
+            what: console_name(&config.pooler),
+            conninfo: config.console.clone(),
+            default_dbname: CONSOLE_DATABASE.into(),
+            password_file: config.password_file.clone(),
+        });
+        let pauser = Pauser::new(&config, Guard::new(program, &config.state_dir));
+        Pooler { config, console, pauser, disk: Disk::default() }
     }
 
     async fn about_pauses(&mut self, order: PoolerOrder) -> Result<(), String> {

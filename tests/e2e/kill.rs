@@ -6,7 +6,7 @@ use anyhow::{Result, ensure};
 use pgsquire_lab::{Load, Part, sql};
 
 use crate::ledger;
-use crate::site::{PATIENCE, Site, fact, spec, with, write_and_read};
+use crate::site::{PATIENCE, Site, spec, with, write_and_read};
 
 const CLIENTS: usize = 10;
 
@@ -28,7 +28,7 @@ pub async fn primary_killed(site: &mut Site, load: &Load) -> Result<()> {
     site.step(&format!("PostgreSQL and Patroni of {old} are killed"));
     site.kill(&old, Part::Both).await?;
     // No Patroni runs there now: both pools must be without it.
-    let leader = follow_another(site, &old).await?;
+    let leader = site.another_leads(&old).await?;
     commits_on(site, load, &leader).await?;
     site.start_host(&old)?;
     site.step(&format!("{old} starts again"));
@@ -45,7 +45,7 @@ async fn patroni_killed(site: &mut Site, load: &Load) -> Result<()> {
     let old = site.leader().await?;
     site.step(&format!("Patroni of {old} is killed"));
     site.kill(&old, Part::Patroni).await?;
-    let leader = follow_another(site, &old).await?;
+    let leader = site.another_leads(&old).await?;
     let in_recovery =
         sql::value(&site.superuser(&old, "postgres").await?, "SELECT pg_is_in_recovery()").await?;
     ensure!(in_recovery.as_deref() == Some("f"), "{old} takes no writes: this tests nothing");
@@ -70,20 +70,6 @@ pub async fn postgres_killed(site: &mut Site, load: &Load, start: Instant) -> Re
     let rows = ledger::complete(site, &leader, load, start).await?;
     site.step(&format!("{leader} leads again, all {rows} acknowledged rows are there"));
     Ok(())
-}
-
-/// Waits for another leader and for all pools to follow it.
-async fn follow_another(site: &Site, old: &str) -> Result<String> {
-    fact(&format!("another leader than {old}"), || async {
-        let leader = site.leader().await?;
-        ensure!(leader != old, "{leader} leads");
-        Ok(())
-    })
-    .await?;
-    let leader = site.wait_healthy(PATIENCE).await?;
-    site.followed(&leader).await?;
-    site.step(&format!("{leader} is followed"));
-    Ok(leader)
 }
 
 /// Waits until every client has committed on the leader, and finds all that they were told from then on.

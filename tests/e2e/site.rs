@@ -91,6 +91,20 @@ impl Site {
         Ok(leader)
     }
 
+    /// Waits for another leader, whom all pools follow.
+    pub async fn another_leads(&self, old: &str) -> Result<String> {
+        fact(&format!("another leader than {old}"), || async {
+            let leader = self.leader().await?;
+            ensure!(leader != old, "{leader} leads");
+            Ok(())
+        })
+        .await?;
+        let leader = self.wait_healthy(PATIENCE).await?;
+        self.followed(&leader).await?;
+        self.step(&format!("{leader} leads and is followed"));
+        Ok(leader)
+    }
+
     /// Waits until every pooler with an agent leads where it must, its links included, and the health answers say so.
     pub async fn followed(&self, leader: &str) -> Result<()> {
         fact(&format!("every pool follows {leader}"), || async {

@@ -8,7 +8,7 @@ use pgsquire_lab::keys::{Keys, own_prefix, patroni_prefix};
 use pgsquire_lab::{Part, Pooler, Spec};
 
 use crate::clients::Clients;
-use crate::site::{PATIENCE, Site, fact, spec, with};
+use crate::site::{PATIENCE, Site, spec, with};
 
 /// The two pooler hosts.
 pub const POOLERS: [&str; 2] = ["write", "write2"];
@@ -96,7 +96,7 @@ pub async fn primary_killed(site: &mut Site, clients: &Clients) -> Result<()> {
     let (old, from) = (site.leader().await?, Instant::now());
     site.step(&format!("PostgreSQL and Patroni of {old} are killed"));
     site.kill(&old, Part::Both).await?;
-    let leader = another_leads(site, &old).await?;
+    let leader = site.another_leads(&old).await?;
     clients.served(site, &leader).await?;
     site.step(&clients.errors(from));
     clients.saw_one_error_at_most(from)?;
@@ -104,20 +104,6 @@ pub async fn primary_killed(site: &mut Site, clients: &Clients) -> Result<()> {
     site.wait_healthy(PATIENCE).await?;
     site.followed(&leader).await?;
     clients.book(site, &leader).await.map(|_| ())
-}
-
-/// Waits for another leader, whom all pools follow.
-pub async fn another_leads(site: &Site, old: &str) -> Result<String> {
-    fact(&format!("another leader than {old}"), || async {
-        let leader = site.leader().await?;
-        ensure!(leader != old, "{leader} leads");
-        Ok(())
-    })
-    .await?;
-    let leader = site.wait_healthy(PATIENCE).await?;
-    site.followed(&leader).await?;
-    site.step(&format!("{leader} leads and is followed"));
-    Ok(leader)
 }
 
 /// Patroni has noted a switchover for tomorrow, and the primary is restarted today: the restart is drained as one, and

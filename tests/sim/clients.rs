@@ -43,7 +43,7 @@ impl World {
 
     fn error(&mut self, h: usize, p: usize, database: &str, why: &str) {
         if self.writes(h, p, database).is_some() {
-            self.errors += 1;
+            self.errors.push((self.now, database.to_string()));
             self.say(|w| format!("{}: a client of {database}: {why}", w.hosts[h].name));
         }
     }

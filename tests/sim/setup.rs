@@ -81,6 +81,8 @@ pub struct Setup {
     pub stale_after: u64,
     /// Nothing fails by chance.
     pub calm: bool,
+    /// Clients of a lost primary wait at most this many seconds.
+    pub failover_hold: u64,
     /// What `pre_promote` waits for.
     pub fence: Fence,
     /// Clients ask at most so many milliseconds apart.
@@ -126,6 +128,7 @@ impl Setup {
             hosts,
             stale_after: 10,
             calm: true,
+            failover_hold: 45,
             fence: Fence::Advisory,
             pace: 400,
         }
@@ -151,7 +154,7 @@ impl Setup {
         }
         let stale_after = *rng.pick(&[2, 5, 10]);
         let fence = *rng.pick(&[Fence::Off, Fence::Advisory, Fence::Advisory, Fence::Advisory]);
-        Setup { broken: None, clusters, hosts, stale_after, calm: false, fence, pace: 400 }
+        Setup { broken: None, clusters, hosts, stale_after, failover_hold: 45, calm: false, fence, pace: 400 }
     }
 
     fn random_cluster(rng: &mut Rng) -> ClusterSetup {
@@ -345,6 +348,7 @@ impl World {
             poolers: poolers.iter().zip(&setup.poolers).map(pooler).collect(),
             switch: SwitchConfig {
                 stale_after: Duration::from_secs(self.setup.stale_after),
+                failover_hold: Duration::from_secs(self.setup.failover_hold),
                 fence: self.setup.fence,
                 ..SwitchConfig::default()
             },

@@ -2,9 +2,10 @@
 
 use crate::faults::Fault;
 use crate::scenarios::{POOL, Scenario};
-use crate::setup::{PoolerSetup, Setup};
-use crate::world::World;
-use pgsquire_core::config::Fence;
+use crate::setup::{ClusterSetup, PoolerSetup, Setup, route};
+use crate::world::{BEGIN, World};
+use pgsquire_core::config::{Fence, Route, RouteTo};
+use pgsquire_core::time::Time;
 use std::time::Duration;
 
 /// A second pooler host, with another PgBouncer.
@@ -177,6 +178,45 @@ pub const ALL: &[Scenario] = &[
         no_errors,
     ),
     switch(
+        "a switchover, while another cluster of the same poolers is lost for good",
+        two_clusters,
+        &[(AT, Fault::Machine(1, 0), true), (70_000, Fault::Switchover(0), true)],
+        90,
+        promoted_without_errors_of_app,
+    ),
+    switch(
+        "a switchover after one that nobody took over, and lost servers are not waited for",
+        no_failover_hold,
+        &[
+            SWITCHOVER,
+            (AT + 1_500, Fault::Machine(0, 0), true),
+            (AT + 1_500, Fault::Machine(0, 1), true),
+            (AT + 1_500, Fault::Machine(0, 2), true),
+            (40_000, Fault::Machine(0, 0), false),
+            (40_000, Fault::Machine(0, 1), false),
+            (40_000, Fault::Machine(0, 2), false),
+            (80_000, Fault::Switchover(0), true),
+        ],
+        100,
+        promoted_without_late_errors,
+    ),
+    switch(
+        "a strict fence, after a restart that the primary was long back from",
+        strict_without_failover_hold,
+        &[
+            (AT, Fault::Restart(0), true),
+            (AT + 300, Fault::Machine(0, 0), true),
+            (AT + 300, Fault::Machine(0, 1), true),
+            (AT + 300, Fault::Machine(0, 2), true),
+            (40_000, Fault::Machine(0, 0), false),
+            (60_000, Fault::Machine(0, 1), false),
+            (60_000, Fault::Machine(0, 2), false),
+            (80_000, Fault::PatroniFrozen(0, 0), true),
+        ],
+        140,
+        promoted_late,
+    ),
+    switch(
         "the store is away at the switchover",
         busy,
         &[SWITCHOVER, (AT + 700, Fault::Outage(0), true), (AT + 8_000, Fault::Outage(0), false)],
@@ -245,12 +285,31 @@ fn old_patroni() -> Setup {
     setup
 }
 
+/// Each pooler has a database in a second cluster of one member, too.
+fn two_clusters() -> Setup {
+    let mut setup = busy();
+    setup.clusters.push(ClusterSetup { members: 1, ..setup.clusters[0].clone() });
+    let other = Route { cluster: "second".into(), ..route(RouteTo::Primary) };
+    for pooler in setup.hosts.iter_mut().flat_map(|host| &mut host.poolers) {
+        pooler.routes.insert("other".into(), other.clone());
+    }
+    setup
+}
+
+fn no_failover_hold() -> Setup {
+    Setup { failover_hold: 0, ..busy() }
+}
+
+fn strict_without_failover_hold() -> Setup {
+    Setup { failover_hold: 0, ..strict() }
+}
+
 fn anything(_: &World) -> Result<(), String> {
     Ok(())
 }
 
-fn at_most(world: &World, errors: u64) -> Result<(), String> {
-    match world.errors {
+fn at_most(world: &World, errors: usize) -> Result<(), String> {
+    match world.errors.len() {
         n if n <= errors => Ok(()),
         n => Err(format!("clients saw {n} errors, not {errors} at most")),
     }
@@ -281,6 +340,30 @@ fn promoted_without_errors(world: &World) -> Result<(), String> {
         return Err(format!("before_stop waited {:?}", world.waited));
     }
     promoted(world).and_then(|()| no_errors(world))
+}
+
+fn promoted_without_errors_of_app(world: &World) -> Result<(), String> {
+    promoted(world).and_then(|()| none_of(world, |(_, database)| database == "app"))
+}
+
+fn promoted_late(world: &World) -> Result<(), String> {
+    match world.clusters[0].promoted.filter(|at| *at > BEGIN + Duration::from_secs(80)) {
+        Some(_) => Ok(()),
+        None => Err("nobody was promoted in the end".into()),
+    }
+}
+
+/// Clients saw errors in the outage, and none in the switchover a long time after it.
+fn promoted_without_late_errors(world: &World) -> Result<(), String> {
+    let late = BEGIN + Duration::from_secs(70);
+    promoted(world).and_then(|()| none_of(world, |(at, _)| *at > late))
+}
+
+fn none_of(world: &World, such: impl Fn(&(Time, String)) -> bool) -> Result<(), String> {
+    match world.errors.iter().find(|error| such(error)) {
+        Some((at, database)) => Err(format!("clients of {database} saw an error at {at:?}")),
+        None => Ok(()),
+    }
 }
 
 fn promoted_with_few_errors(world: &World) -> Result<(), String> {

@@ -169,7 +169,7 @@ pub struct World {
     /// Hooks that ever ran.
     pub hooked: u64,
     /// What clients of write routes were told instead of an answer.
-    pub errors: u64,
+    pub errors: Vec<(Time, String)>,
     /// The longest that a `before_stop` has waited.
     pub waited: Duration,
     /// Steps so far.
@@ -178,11 +178,14 @@ pub struct World {
     order: u64,
 }
 
+/// When a world begins.
+pub const BEGIN: Time = Time::from_micros(1_000_000_000);
+
 impl World {
     /// A world in which nothing has happened.
     pub fn new(setup: Setup, seed: u64, keep_log: bool) -> Self {
         let mut world = World {
-            now: Time::from_micros(1_000_000_000),
+            now: BEGIN,
             rng: Rng::new(seed),
             setup,
             clusters: Vec::new(),
@@ -192,7 +195,7 @@ impl World {
             log: keep_log.then(Vec::new),
             hooks: BTreeMap::new(),
             hooked: 0,
-            errors: 0,
+            errors: Vec::new(),
             waited: Duration::ZERO,
             steps: 0,
             queue: BinaryHeap::new(),

@@ -4,10 +4,9 @@ use crate::config::{Config, PoolerConfig};
 use crate::desired::{Desired, PoolerFacts, lint, plan};
 use crate::effect::{Effect, EffectId, HookAnswer, Order};
 use crate::event::{Event, Hint, HookId, Outcome, Restored};
-use crate::observed::{ClusterView, Fact, Observed};
-use crate::patroni::read_member_status;
+use crate::observed::{ClusterView, Observed};
 use crate::pgbouncer::let_go;
-use crate::pgbouncer::pause::OwnPause;
+use crate::pgbouncer::own_pause::OwnPause;
 use crate::pgbouncer::pools::{InFlight, LOST_AFTER, Pooler};
 use crate::pgbouncer::reconcile;
 use crate::questions::{Question, Schedule};
@@ -178,96 +177,6 @@ impl Agent {
         }
     }
 
-    fn observe_done(&mut self, id: EffectId, started: Time, outcome: Outcome) {
-        if let Some(pending) = self.pending.remove(&id) {
-            return self.observe_answer(pending, started, outcome);
-        }
-        let any = !self.config.mutants.obey(Rule::OnceOnly);
-        let mine = |(_, pooler): &(&String, &mut Pooler)| {
-            pooler.in_flight.as_ref().is_some_and(|f| f.id == id || any)
-        };
-        let Some((name, pooler)) = self.poolers.iter_mut().find(mine) else { return };
-        let Some(InFlight { order, .. }) = pooler.in_flight.take() else { return };
-        if order.changes() {
-            let text = match &outcome {
-                Outcome::Done => format!("{order}: done"),
-                Outcome::Failed { why } => format!("{order}: {why}"),
-                Outcome::ChangedMeanwhile => {
-                    format!("{order}: the file changed meanwhile, nothing was written")
-                }
-                _ => format!("{order}: unexpected answer"),
-            };
-            self.recorder.say(self.now, "order", name, text);
-        }
-        pooler.observe_done(self.now, started, order, outcome);
-    }
-
-    pub(crate) fn observe_answer(&mut self, pending: Pending, started: Time, outcome: Outcome) {
-        let status = |outcome: Outcome| match outcome {
-            Outcome::Member { code, body } => read_member_status(code, &body),
-            Outcome::Failed { why } => Err(why),
-            _ => Err("unexpected answer".into()),
-        };
-        match pending {
-            Pending::KeepTerm { cluster, term, durable, .. } => {
-                let Some(view) = self.observed.clusters.get_mut(&cluster) else { return };
-                view.keep_failed = match outcome {
-                    Outcome::Failed { why } => Some((self.now, why)),
-                    _ => None,
-                };
-                // A state folder that cannot be written must not keep the pools from following: it is shown instead.
-                if durable {
-                    view.durable.clone_from(&term);
-                }
-                view.kept = term;
-            }
-            Pending::Publish { cluster, .. } => {
-                let Some(state) = self.switches.get_mut(&cluster) else { return };
-                let result = match outcome {
-                    Outcome::Done => Ok(()),
-                    Outcome::Failed { why } => Err(why),
-                    _ => Err("unexpected answer".into()),
-                };
-                state.published.answered(self.now, result);
-            }
-            Pending::Register { cluster } => {
-                if let Some(state) = self.switches.get_mut(&cluster) {
-                    state.published.registering = false;
-                }
-            }
-            Pending::WatchServer => {}
-            Pending::Question(question) => {
-                self.schedule.answered(&question);
-                match question {
-                    Question::Store(_) => {}
-                    Question::Member(cluster, member) => {
-                        if let Some(view) = self.observed.clusters.get_mut(&cluster) {
-                            view.observe_member(&member, started, status(outcome));
-                        }
-                    }
-                    Question::LocalPatroni => {
-                        let answer = status(outcome);
-                        if let Ok(status) = &answer
-                            && status.state == "running"
-                            && status.started.is_some()
-                        {
-                            self.observed.started.clone_from(&status.started);
-                        }
-                        learn(&mut self.observed.local_patroni, started, answer);
-                    }
-                    Question::Local => {
-                        let answer = match outcome {
-                            Outcome::Local(server) => Ok(server),
-                            Outcome::Failed { why } => Err(why),
-                            _ => Err("unexpected answer".into()),
-                        };
-                        learn(&mut self.observed.local, started, answer);
-                    }
-                }
-            }
-        }
-    }
-
     fn take_hint(&mut self, hint: Hint) {
         match hint {
             Hint::Callback { .. } => {
@@ -391,13 +300,6 @@ impl Agent {
         let id = EffectId(self.next_id);
         self.next_id += 1;
         id
-    }
-}
-
-fn learn<T>(fact: &mut Fact<T>, started: Time, answer: Result<T, String>) {
-    match answer {
-        Ok(value) => fact.learn(value, started),
-        Err(why) => *fact = Fact::Unknown { why },
     }
 }
 

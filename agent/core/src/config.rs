@@ -56,6 +56,13 @@ pub struct Route {
     pub fallback_primary: bool,
 }
 
+impl Route {
+    /// Whether writers may use it. Readers that may fall back to the primary count: they feel its loss as well.
+    pub fn is_write(&self) -> bool {
+        self.to == RouteTo::Primary || self.fallback_primary
+    }
+}
+
 /// One Patroni cluster that this agent follows.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct ClusterConfig {

@@ -9,6 +9,7 @@
 extern crate alloc;
 
 pub mod agent;
+mod answers;
 pub mod calendar;
 pub mod candidate;
 mod chronicle;
@@ -25,6 +26,7 @@ pub mod observed;
 pub mod patroni;
 pub mod pgbouncer;
 pub mod questions;
+mod readers;
 pub mod recorder;
 pub mod rule;
 pub mod snapshot;

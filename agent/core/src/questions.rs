@@ -5,7 +5,7 @@ use crate::effect::Order;
 use crate::observed::{ClusterView, Observed};
 use crate::rule::{Reason, Rule};
 use crate::switch::SwitchState;
-use crate::switch::conductor::Step;
+use crate::switch::before_stop::Step;
 use crate::switching::Switches;
 use crate::time::Time;
 use alloc::collections::BTreeMap;
@@ -180,9 +180,7 @@ fn members_to_ask(
     let live = switch.map_or(0, |state| state.view.peers.poolers.len());
     let crowd = u32::try_from(live / 2).unwrap_or(1).max(1);
     let hold = switch.and_then(|state| state.hold.as_ref());
-    let routed = config
-        .routes_into(&cluster.name)
-        .any(|r| r.to == RouteTo::Primary || r.fallback_primary || r.to == RouteTo::Any);
+    let routed = config.routes_into(&cluster.name).any(|r| r.is_write() || r.to == RouteTo::Any);
     let has_lag_limit = config.routes_into(&cluster.name).any(|r| r.max_lag.is_some());
     if has_lag_limit {
         for name in topology.members.keys() {

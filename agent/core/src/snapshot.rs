@@ -2,13 +2,14 @@
 
 use crate::agent::Agent;
 use crate::config::ClusterConfig;
-use crate::desired::{Decision, lag};
+use crate::desired::Decision;
 use crate::health;
 use crate::leader::writable_leader;
 use crate::observed::{ClusterView, Fact, LOCAL_PROBE_AGE};
 use crate::pgbouncer::pause;
 use crate::pgbouncer::pools::{CONSOLE_AGE, Pooler};
 use crate::pgbouncer::reconcile;
+use crate::readers::lag;
 use crate::rule::{Reason, Rule};
 use crate::status::{
     ClusterStatus, HoldStatus, Knowledge, LocalStatus, MemberLine, PeerLine, PlannedOrder, PoolerStatus,

@@ -1,7 +1,7 @@
 //! The agent's part in switches: what it hears goes into [`SwitchState`], and what follows from it comes out as orders.
 
 use crate::agent::{Agent, Pending};
-use crate::config::{Config, Fence, Mode, RouteTo};
+use crate::config::{Config, Fence, Mode, Route};
 use crate::effect::{Effect, EffectId, Order, PoolerOrder};
 use crate::event::{Event, HookId, HookKind};
 use crate::leader::writable_leader;
@@ -10,12 +10,13 @@ use crate::pgbouncer::reconcile::{self, Decisions};
 use crate::pgbouncer::{let_go, pause};
 use crate::questions::Question;
 use crate::rule::{Reason, Rule};
-use crate::switch::conductor::{self, Said, Step};
+use crate::switch::before_stop::{self, Step, Stop};
+use crate::switch::conductor::{self, Said};
 use crate::switch::fence;
 use crate::switch::hold::{self, Change, Hold};
 use crate::switch::publish::{self, OwnKeys};
 use crate::switch::records::{REGISTRY, Registered, VERSION, to_bytes};
-use crate::switch::{ServerSign, SwitchState};
+use crate::switch::{ServerSign, SwitchState, UNCHANGED};
 use crate::time::Time;
 use crate::topology::Endpoint;
 use alloc::collections::BTreeMap;
@@ -32,8 +33,6 @@ const REGISTER_AGAIN: Duration = Duration::from_secs(2);
 const HOOK_WAITS: Duration = Duration::from_millis(5);
 /// … and while pools are held, this often.
 const HELD: Duration = Duration::from_millis(50);
-/// A stop that did not happen counts as called off so long after the hook returned.
-const UNCHANGED: Duration = Duration::from_secs(2);
 
 /// Switches by cluster name.
 pub(crate) type Switches = BTreeMap<String, SwitchState>;
@@ -98,7 +97,7 @@ impl Agent {
             self.schedule.hurry(&Question::Store(local.cluster.clone()));
         }
         self.with_conductor(|facts, state, said| match kind {
-            HookKind::BeforeStop => conductor::before_stop(facts, state, hook, wall, said),
+            HookKind::BeforeStop => before_stop::before_stop(facts, state, hook, wall, said),
             HookKind::PrePromote => fence::pre_promote(facts, state, hook, said),
         });
     }
@@ -179,7 +178,7 @@ impl Agent {
         });
     }
 
-    fn is_stopping(&self, stop: &conductor::Stop) -> bool {
+    fn is_stopping(&self, stop: &Stop) -> bool {
         let Step::Over { since, aborted } = stop.step else { return true };
         let patroni = &self.observed.local_patroni;
         let (Some(status), Some(seen)) = (patroni.last(), patroni.seen()) else { return !aborted };
@@ -194,11 +193,9 @@ impl Agent {
         let mut orders = Vec::new();
         for cluster in &self.config.clusters {
             let Some(state) = self.switches.get_mut(&cluster.name) else { continue };
-            let writes =
-                |route: &crate::config::Route| route.to == RouteTo::Primary || route.fallback_primary;
             let wants = self.config.mode == Mode::Enforce
                 && !self.config.switch.failover_hold.is_zero()
-                && self.config.routes_into(&cluster.name).any(writes);
+                && self.config.routes_into(&cluster.name).any(Route::is_write);
             let leader = writable_leader(&self.config, cluster, &self.observed, self.now).ok();
             let endpoint =
                 leader.map(|leader| leader.endpoint).or_else(|| state.watched.clone()).filter(|_| wants);
@@ -284,7 +281,7 @@ impl Agent {
 /// When to look again although nothing happens.
 pub(crate) fn wake(switches: &Switches, now: Time) -> Time {
     let hook_waits = |state: &SwitchState| {
-        let stops = state.stop.as_ref().is_some_and(|stop| !matches!(stop.step, Step::Over { .. }));
+        let stops = state.stop.as_ref().is_some_and(Stop::waits);
         let promotes = state.promotion.as_ref().is_some_and(|promotion| promotion.hook.is_some());
         stops || promotes
     };
@@ -307,8 +304,7 @@ fn write_targets(config: &Config, cluster: &str, poolers: &BTreeMap<String, Pool
     let mut targets = Vec::new();
     for pooler in &config.poolers {
         let Some(known) = poolers.get(&pooler.name) else { continue };
-        let writes =
-            pooler.routes.iter().filter(|(_, route)| route.cluster == cluster && let_go::is_write(route));
+        let writes = pooler.routes.iter().filter(|(_, route)| route.cluster == cluster && route.is_write());
         targets.extend(writes.filter_map(|(entry, _)| known.loaded(entry)));
     }
     targets
@@ -346,11 +342,12 @@ pub(crate) fn pause_order(
     }
     pooler.pause.as_ref()?;
     let states = || routed.routes.values().filter_map(|route| switches.get(&route.cluster));
+    let given_up = switches.iter().filter(|(_, state)| state.given_up.is_some());
     let facts = pause::Ending {
         stopping: moment.agent_stops,
         held: !holds.is_empty(),
         heard: states().all(|state| state.view.seen.is_some() || state.view.failed.is_some()),
-        given_up: states().any(|state| state.given_up.is_some()),
+        given_up: given_up.map(|(cluster, _)| cluster.as_str()).collect(),
         needs_retry: reconcile::needs_login_retry(config, pooler, decisions, moment.now),
         now: moment.now,
     };

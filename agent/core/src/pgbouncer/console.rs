@@ -1,5 +1,6 @@
 //! What PgBouncer's admin console says, read by column name by the shell (`agent/pgbouncer`).
 
+use crate::topology::Endpoint;
 use alloc::collections::BTreeMap;
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -52,6 +53,13 @@ pub struct LoadedDatabase {
     pub min_pool_size: Option<u32>,
     /// Its own `pool_mode`, where it has one.
     pub pool_mode: Option<String>,
+}
+
+impl LoadedDatabase {
+    /// Whether it is loaded with exactly this host and port.
+    pub fn is_at(&self, endpoint: &Endpoint) -> bool {
+        self.host.as_ref() == Some(&endpoint.host) && self.port == endpoint.port
+    }
 }
 
 /// A row of `SHOW SERVERS`.

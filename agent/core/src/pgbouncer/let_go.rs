@@ -1,7 +1,7 @@
 //! How far a PgBouncer process has let go of a server: its clients wait, and no link leads there.
 
 use super::pools::{CONSOLE_AGE, LOOK_PAUSE, Pooler};
-use crate::config::{ClusterConfig, Config, Fence, PoolerConfig, Route, RouteTo};
+use crate::config::{ClusterConfig, Config, Fence, PoolerConfig};
 use crate::effect::PauseScope;
 use crate::rule::Rule;
 use crate::switch::hold::Hold;
@@ -54,7 +54,7 @@ pub fn let_go(
     for (entry, route) in pooler_config.routes.iter().filter(|(_, route)| route.cluster == cluster.name) {
         let (links, session) = pooler.links_to(entry, &hold.endpoint);
         // A route that is bound to this host, or to readers, leads where it leads; its links are counted below.
-        held |= is_write(route) && pooler.loaded(entry).is_some_and(|loaded| loaded == hold.endpoint);
+        held |= route.is_write() && pooler.loaded(entry).is_some_and(|loaded| loaded == hold.endpoint);
         session_links += session;
         if links > 0 && config.mutants.obey(Rule::AckGone) {
             return LetGo::Not;
@@ -73,11 +73,6 @@ pub fn let_go(
     }
 }
 
-/// Whether writers may use a route.
-pub fn is_write(route: &Route) -> bool {
-    route.to == RouteTo::Primary || route.fallback_primary
-}
-
 /// Whether the clients of all write routes wait, by our pause or by somebody else's.
 pub fn all_wait(config: &PoolerConfig, pooler: &Pooler) -> bool {
     let whole = pooler.console.last().is_some_and(|seen| seen.paused == Some(true));
@@ -86,7 +81,7 @@ pub fn all_wait(config: &PoolerConfig, pooler: &Pooler) -> bool {
         !databases.is_empty()
             && databases.iter().all(|db| pooler.row(db).is_some_and(|row| row.paused) || ours(pooler, db))
     };
-    whole || config.routes.iter().filter(|(_, route)| is_write(route)).all(|(entry, _)| all(entry))
+    whole || config.routes.iter().filter(|(_, route)| route.is_write()).all(|(entry, _)| all(entry))
 }
 
 /// Paused by us, and PgBouncer has not been away since.

@@ -22,6 +22,7 @@ pub mod ini;
 mod last_good;
 pub mod let_go;
 mod links;
+pub mod own_pause;
 pub mod pause;
 pub mod pools;
 pub mod problem;

@@ -3,10 +3,12 @@
 //! A pool whose link was closed in login carries a mark, and cuts every client that asks before the next login succeeds.
 //! So a planned pause waits for logins to end, and keeps PgBouncer from opening links behind it (`min_pool_size`).
 
-use super::let_go::{is_write, leads_there};
+use super::console::LoadedDatabase;
+use super::let_go::leads_there;
+use super::own_pause::OwnPause;
 use super::pools::{CONSOLE_AGE, Pooler};
 use super::reconcile::Decisions;
-use crate::config::{Config, Mode, PoolerConfig};
+use crate::config::{Config, Mode, PoolerConfig, Route};
 use crate::desired::Decision;
 use crate::effect::{Pause, PauseScope, PoolerOrder};
 use crate::rule::{Reason, Rule};
@@ -25,46 +27,6 @@ const MARGIN: Duration = Duration::from_secs(5);
 const AGAIN: Duration = Duration::from_millis(250);
 /// Links that could write to a primary that was replaced are cut after this share of `fence_timeout`.
 const CUT_SHARE: u32 = 4;
-
-/// A pause of ours.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct OwnPause {
-    /// As it is journalled.
-    pub pause: Pause,
-    /// When its first part began: no later hold makes it longer than one may be.
-    pub began: Time,
-    /// Since when.
-    pub since: Time,
-    /// PgBouncer took it, and has not been away since.
-    pub sure: bool,
-    /// No link was in login, so no pool carries a mark.
-    pub clean: bool,
-    /// It is from an earlier run of the agent: the protocol has to be heard before it is ended.
-    pub inherited: bool,
-    /// A RELOAD gave `min_pool_size` back.
-    pub refills: bool,
-    /// The server that was let go of, if this run knows.
-    pub left: Option<Endpoint>,
-    /// The next leader, to which the pools that wait were led before it was writable.
-    pub ahead: Option<Endpoint>,
-}
-
-impl OwnPause {
-    /// What an earlier run left.
-    pub fn inherited(pause: Pause, now: Time) -> Self {
-        OwnPause {
-            pause,
-            began: now,
-            since: now,
-            sure: false,
-            clean: false,
-            inherited: true,
-            refills: true,
-            left: None,
-            ahead: None,
-        }
-    }
-}
 
 /// Databases of a pooler that lead to the held server and have nowhere else to go.
 fn waiting(
@@ -86,10 +48,7 @@ fn waiting(
             let databases = pooler.databases_of(entry).into_iter();
             // What is not named in a file that is not known may have nothing to do with `*`.
             let there = |db: &&str| {
-                let row = pooler.row(db);
-                let listed = row.is_some_and(|row| {
-                    row.host.as_ref() == Some(&endpoint.host) && row.port == endpoint.port
-                });
+                let listed = pooler.row(db).is_some_and(|row| row.is_at(endpoint));
                 listed || pooler.links_of_database(db, endpoint) > 0
             };
             list.extend(databases.filter(there).map(String::from));
@@ -98,8 +57,7 @@ fn waiting(
     // The login of clients needs it.
     let auth = pooler.console.last().and_then(|seen| seen.settings.get("auth_dbname"));
     if let Some(row) = auth.and_then(|name| pooler.row(name)).filter(|_| !list.is_empty())
-        && row.host.as_ref() == Some(&hold.endpoint.host)
-        && row.port == hold.endpoint.port
+        && row.is_at(&hold.endpoint)
     {
         list.insert(row.name.clone());
     }
@@ -219,9 +177,7 @@ fn build(config: &Config, pooler: &Pooler, hold: &Hold, list: Vec<String>) -> Pa
     let own_refills =
         list.iter().any(|db| pooler.row(db).and_then(|row| row.min_pool_size).is_some_and(|n| n > 0));
     let seen = pooler.console.last();
-    let there = |row: &crate::pgbouncer::console::LoadedDatabase| {
-        row.host.as_ref() == Some(&hold.endpoint.host) && row.port == hold.endpoint.port && !row.paused
-    };
+    let there = |row: &LoadedDatabase| row.is_at(&hold.endpoint) && !row.paused;
     let all = seen.is_some_and(|seen| seen.databases.values().all(there));
     let earlier = pooler.pause.as_ref().map(|own| &own.pause.scope);
     let whole = match earlier {
@@ -281,7 +237,7 @@ pub fn finish(
     routed: &PoolerConfig,
     pooler: &Pooler,
     decisions: &Decisions,
-    facts: &Ending,
+    facts: &Ending<'_>,
 ) -> Option<(PoolerOrder, Reason)> {
     let own = pooler.pause.as_ref()?;
     if must_wait(pooler, facts.now) {
@@ -306,10 +262,12 @@ pub fn finish(
             [Some(left), own.ahead.as_ref()].into_iter().flatten().any(|e| leads_there(pooler, entry, e))
         });
         // Readers without a place stay where they are: the writers do not wait for them.
-        let writes = routed.routes.get(entry).is_none_or(is_write);
-        decision.target.is_some() || !led_there || !writes
+        let route = routed.routes.get(entry);
+        let writes = route.is_none_or(Route::is_write);
+        let given_up = route.is_some_and(|route| facts.given_up.contains(&route.cluster.as_str()));
+        decision.target.is_some() || !led_there || !writes || given_up
     };
-    let known = facts.given_up || decisions.iter().all(is_known);
+    let known = decisions.iter().all(is_known);
     let is_loaded = |(entry, decision): (&String, &Decision)| match &decision.target {
         Some(target) => {
             let loaded = pooler.loaded(entry);
@@ -320,114 +278,25 @@ pub fn finish(
         None => true,
     };
     let loaded = decisions.iter().all(is_loaded) && !pooler.reload_unseen && !facts.needs_retry;
-    let text = match facts.given_up {
-        true => "nobody became writable for as long as clients may wait",
-        false => "clients may go on: every route is loaded as it must be",
+    let text = match facts.given_up.is_empty() {
+        true => "clients may go on: every route is loaded as it must be",
+        false => "nobody became writable for as long as clients may wait",
     };
     (known && loaded || !config.mutants.obey(Rule::ResumeVerified)).then(|| resume(text.into())).flatten()
 }
 
 /// What the end of a pause is decided by.
-pub struct Ending {
+pub struct Ending<'a> {
     /// The agent was told to stop.
     pub stopping: bool,
     /// Some hold still wants it.
     pub held: bool,
-    /// Clients have waited for as long as they may.
-    pub given_up: bool,
+    /// Clusters whose clients have waited for as long as they may.
+    pub given_up: Vec<&'a str>,
     /// The other agents were heard since the start.
     pub heard: bool,
     /// Pools may carry a failed-login mark, and `server_login_retry` is not lowered yet.
     pub needs_retry: bool,
     /// Now.
     pub now: Time,
-}
-
-impl Pooler {
-    /// An order about our pause was carried out.
-    pub(super) fn pause_order_done(&mut self, now: Time, order: PoolerOrder) {
-        match order {
-            PoolerOrder::Pause(pause) => {
-                // A login that was closed marks its pool; only a planned pause waits for logins to end.
-                let clean = self.pause.as_ref().is_none_or(|own| own.clean);
-                let since = now;
-                let began = self.pause.as_ref().map_or(now, |own| own.began);
-                let (left, ahead) = self.pause.take().map(|own| (own.left, own.ahead)).unwrap_or_default();
-                self.pause = Some(OwnPause {
-                    pause,
-                    began,
-                    since,
-                    sure: true,
-                    clean,
-                    inherited: false,
-                    refills: false,
-                    left,
-                    ahead,
-                });
-                self.pause_failed = None;
-                self.pause_failures = 0;
-            }
-            PoolerOrder::ExtendPause(pause) => {
-                if let Some(own) = &mut self.pause {
-                    own.pause = pause;
-                }
-            }
-            PoolerOrder::ZeroMinPoolSize => {
-                if let Some(own) = &mut self.pause {
-                    own.refills = false;
-                }
-            }
-            PoolerOrder::CutPaused { databases, .. } => {
-                self.pause_cut = Some(now);
-                let kills_clients = self.console.last().is_some_and(|seen| seen.version >= (1, 24));
-                if let Some(own) = self.pause.as_mut().filter(|_| !kills_clients) {
-                    own.pause.scope = PauseScope::Databases(databases);
-                    own.clean = false;
-                }
-            }
-            _ => {
-                self.pause = None;
-                self.pause_failed = None;
-                self.pause_failures = 0;
-            }
-        }
-    }
-
-    /// An order about our pause failed: it may have had its effect all the same, so it is still to be ended.
-    /// Returns whether it was about a pause.
-    pub(super) fn pause_order_failed(&mut self, now: Time, order: &PoolerOrder) -> bool {
-        match order {
-            PoolerOrder::Pause(pause) => {
-                let refills = pause.min_pool_size.is_some();
-                let own = OwnPause {
-                    pause: pause.clone(),
-                    began: now,
-                    since: now,
-                    sure: false,
-                    clean: false,
-                    inherited: false,
-                    refills,
-                    left: None,
-                    ahead: None,
-                };
-                // It may have been done all the same, and it says all that an earlier one said.
-                let known = self.pause.get_or_insert(own);
-                known.sure = false;
-                known.pause.clone_from(pause);
-                self.pause_failed = Some(now);
-                self.pause_failures += 1;
-            }
-            PoolerOrder::CutPaused { .. } => self.pause_cut = Some(now),
-            PoolerOrder::ExtendPause(_) | PoolerOrder::ZeroMinPoolSize | PoolerOrder::EndPause => {
-                if let (PoolerOrder::EndPause, Some(own)) = (order, &mut self.pause) {
-                    // It may be over, and its note gone: nothing is done in its name any more but to end it.
-                    own.sure = false;
-                }
-                self.pause_failed = Some(now);
-                self.pause_failures += 1;
-            }
-            _ => return false,
-        }
-        true
-    }
 }

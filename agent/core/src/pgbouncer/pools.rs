@@ -3,7 +3,7 @@
 
 use super::disk::Disk;
 use super::ini::Files;
-use super::pause::OwnPause;
+use super::own_pause::OwnPause;
 use super::seen::Seen;
 use crate::effect::{EffectId, PoolerOrder};
 use crate::event::Outcome;

@@ -22,23 +22,14 @@ pub(super) fn announced(facts: &Facts<'_>, state: &SwitchState) -> Option<Hold> 
     }
     let leader = facts.topology().leader_member()?;
     let endpoint = leader.endpoint.clone()?;
-    let total = facts.bounded(switch.hold_timeout + switch.failover_hold);
-    let hold = |epoch: String, why: String| Hold {
-        cause: Cause::Planned,
-        epoch: Some(epoch),
-        until: facts.now + facts.bounded(switch.hold_timeout),
-        last: facts.now + total,
-        ..Hold::new(facts, &leader.name, endpoint.clone(), why)
-    };
     if let Some(record) = &state.view.peers.switch
         && record.from == leader.name
         && record.phase != Phase::Aborted
         && !state.ended.contains(&record.epoch)
     {
-        let mut hold =
-            hold(record.epoch.clone(), format!("{} is about to stop ({})", record.from, kind(record)));
-        hold.started = record.started.clone();
-        return Some(hold);
+        let why = format!("{} is about to stop ({})", record.from, kind(record));
+        let hold = Hold::new(facts, &leader.name, endpoint, why);
+        return Some(hold.planned(facts, &record.epoch, record.started.clone()));
     }
     let failover = facts.topology().failover.as_ref()?;
     let asked = failover.leader.as_ref().is_none_or(|name| *name == leader.name)
@@ -52,7 +43,8 @@ pub(super) fn announced(facts: &Facts<'_>, state: &SwitchState) -> Option<Hold> 
     }
     let why =
         format!("a switchover is asked for, and Patroni {} has no before_stop", leader.version.as_deref()?);
-    let mut hold = hold(epoch, why);
+    let hold = Hold::new(facts, &leader.name, endpoint, why);
+    let mut hold = hold.planned(facts, &epoch, None);
     hold.stop_seen = Some(facts.now + switch.drain_timeout);
     Some(hold)
 }
@@ -93,13 +85,11 @@ pub(super) fn fenced(facts: &Facts<'_>, state: &SwitchState) -> Option<Hold> {
         return None;
     }
     let hold_for = facts.config.switch.failover_hold.max(facts.config.switch.fence_timeout);
+    let why = format!("{} is about to be promoted", record.member);
     Some(Hold {
-        cause: Cause::Fenced,
         epoch: Some(record.epoch.clone()),
-        until: facts.now + facts.bounded(hold_for),
-        last: facts.now + facts.bounded(hold_for),
         fence: Some((record.epoch.clone(), facts.now)),
-        ..Hold::new(facts, &from, endpoint.clone(), format!("{} is about to be promoted", record.member))
+        ..Hold::new(facts, &from, endpoint.clone(), why).lasting(Cause::Fenced, facts.bounded(hold_for))
     })
 }
 
@@ -111,12 +101,9 @@ pub(super) fn lost(facts: &Facts<'_>, state: &SwitchState) -> Option<Hold> {
         // The mutant takes a missing leader key for a lost primary.
         let missing = facts.topology().leader.is_none() && facts.view().seen.is_some();
         if missing {
-            return Some(Hold {
-                cause: Cause::Lost,
-                until: facts.now + switch.failover_hold,
-                last: facts.now + switch.failover_hold,
-                ..Hold::new(facts, "?", endpoint.clone(), "nobody holds the leader key".into())
-            });
+            let why = "nobody holds the leader key".into();
+            let hold = Hold::new(facts, "?", endpoint.clone(), why);
+            return Some(hold.lasting(Cause::Lost, switch.failover_hold));
         }
     }
     let why = lost_server(facts, state, endpoint)?;
@@ -132,12 +119,8 @@ pub(super) fn lost(facts: &Facts<'_>, state: &SwitchState) -> Option<Hold> {
     let paused = facts.topology().config.pause;
     let hold_for = if paused { switch.hold_timeout.min(switch.failover_hold) } else { switch.failover_hold };
     let from = facts.member_at(endpoint).map_or_else(|| endpoint.to_string(), Into::into);
-    Some(Hold {
-        cause: Cause::Lost,
-        until: facts.now + facts.bounded(hold_for),
-        last: facts.now + facts.bounded(hold_for),
-        ..Hold::new(facts, &from, endpoint.clone(), why)
-    })
+    let hold = Hold::new(facts, &from, endpoint.clone(), why);
+    Some(hold.lasting(Cause::Lost, facts.bounded(hold_for)))
 }
 
 /// Why the server counts as lost, if it does: the connection to it says so, or its own Patroni.

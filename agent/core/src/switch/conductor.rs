@@ -1,86 +1,22 @@
-//! Patroni's synchronous hooks on a member's host: who is waited for, and for how long.
-//!
-//! `before_stop` runs for every stop of a living server, in some of them inside Patroni's loop, where each second waited
-//! is a second without a renewed lease (`patroni/postgresql/__init__.py`, `patroni/ha.py`). So it waits only for what is
-//! proved to be a switchover or a restart of the primary, and everything unknown returns at once.
+//! Patroni's synchronous hooks on a member's host: what they are decided by, what they are told, and how they go on.
+//! [`before_stop`] and [`fence`] say who is waited for.
 
-use super::SwitchState;
-use super::records::{Fencing, Phase, PoolerWord, Switch, SwitchKind, VERSION};
-use crate::config::{ClusterConfig, Config, Fence, Mode};
+use super::before_stop::{self, Stop};
+use super::records::PoolerWord;
+use super::{SwitchState, fence};
+use crate::config::{ClusterConfig, Config, Fence};
 use crate::effect::HookAnswer;
 use crate::event::HookId;
-use crate::leader::writable_leader;
 use crate::observed::Observed;
-use crate::patroni::MemberStatus;
-use crate::rule::Rule;
 use crate::time::Time;
-use crate::topology::Role;
 use alloc::collections::BTreeSet;
 use alloc::format;
-use alloc::string::{String, ToString};
+use alloc::string::String;
 use alloc::vec::Vec;
 use core::time::Duration;
 
-/// The hook has to have its first answer within 100 ms: the local Patroni has this long to answer.
-const CHECK_WITHIN: Duration = Duration::from_millis(75);
 /// The store has this long to take the record.
 pub(super) const ANNOUNCE_WITHIN: Duration = Duration::from_millis(250);
-/// A record of a stop that was called off stays this long, so that everybody sees it.
-const ABORTED_STAYS: Duration = Duration::from_secs(5);
-/// A stop that has not happened so long after the hook returned will not happen.
-const UNCHANGED: Duration = Duration::from_secs(2);
-
-/// How far the stop of the member on this host is.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Step {
-    /// The local Patroni was asked what it is about to do.
-    Checking,
-    /// The store was told.
-    Announcing {
-        /// Since when.
-        since: Time,
-    },
-    /// The poolers were told.
-    Draining {
-        /// Since when.
-        since: Time,
-    },
-    /// The hook has returned, or is lost.
-    Over {
-        /// Since when.
-        since: Time,
-        /// It was lost before it was answered.
-        aborted: bool,
-    },
-}
-
-/// The member on this host is about to stop.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Stop {
-    /// The hook that waits.
-    pub hook: HookId,
-    /// When it asked.
-    pub asked: Time,
-    /// The wall clock then, in seconds since 1970.
-    wall: u64,
-    /// How far it is.
-    pub step: Step,
-    /// The hook was told to wait for the store's answer.
-    patient: bool,
-    /// What the poolers are told, once it is known.
-    pub record: Option<Switch>,
-}
-
-/// The member on this host is about to be promoted.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Promotion {
-    /// The hook that waits; none: it was answered.
-    pub hook: Option<HookId>,
-    /// When it asked.
-    pub asked: Time,
-    /// What the poolers are told.
-    pub record: Fencing,
-}
 
 /// What the hooks are decided by.
 pub struct Facts<'a> {
@@ -124,7 +60,7 @@ impl Facts<'_> {
     }
 
     /// The leader key is ours, as last heard.
-    fn leads(&self) -> Result<(), String> {
+    pub(super) fn leads(&self) -> Result<(), String> {
         let view = &self.observed.clusters[&self.cluster.name];
         let Some(leader) = &view.topology.leader else { return Err("nobody holds the leader key".into()) };
         if leader.name != self.member() {
@@ -134,7 +70,7 @@ impl Facts<'_> {
     }
 
     /// … and the store was read lately.
-    fn leads_by_read(&self) -> Result<(), String> {
+    pub(super) fn leads_by_read(&self) -> Result<(), String> {
         self.leads()?;
         let view = &self.observed.clusters[&self.cluster.name];
         let age = self.now.since(view.seen.unwrap_or(Time::ZERO));
@@ -145,67 +81,6 @@ impl Facts<'_> {
     }
 }
 
-/// `before_stop` asked.
-pub fn before_stop(facts: &Facts<'_>, state: &mut SwitchState, hook: HookId, wall: u64, said: &mut Said) {
-    if let Some(stop) = &mut state.stop
-        && !matches!(stop.step, Step::Over { .. })
-    {
-        let first = stop.hook;
-        stop.step = Step::Over { since: facts.now, aborted: false };
-        advance_phase(stop);
-        said.give(first, true, "a second before_stop of the same stop came".into());
-        said.give(hook, true, "a before_stop of the same stop was waiting: both return".into());
-        return;
-    }
-    match worth_waiting(facts, state) {
-        Err(why) => said.give(hook, true, why),
-        Ok(()) => {
-            // With a switchover asked of this member the poolers are told at once, while Patroni is asked: the answer
-            // calls it off if this stop is for something else.
-            let record = asked_of_us(facts, wall).is_ok().then(|| announce(facts, SwitchKind::Switchover));
-            state.stop =
-                Some(Stop { hook, asked: facts.now, wall, step: Step::Checking, patient: false, record });
-        }
-    }
-}
-
-fn announce(facts: &Facts<'_>, kind: SwitchKind) -> Switch {
-    let drain_ms = u64::try_from(facts.config.switch.drain_timeout.as_millis()).unwrap_or(u64::MAX);
-    Switch {
-        v: VERSION,
-        epoch: epoch(facts),
-        from: facts.member().into(),
-        kind,
-        phase: Phase::Drain,
-        started: facts.started.cloned(),
-        drain_ms,
-        traceparent: None,
-    }
-}
-
-/// Whether there may be something to wait for, by what is known already.
-fn worth_waiting(facts: &Facts<'_>, state: &SwitchState) -> Result<(), String> {
-    if facts.config.mode != Mode::Enforce {
-        return Err("observe mode: nobody is asked to drain".into());
-    }
-    if !facts.config.switch.drain {
-        return Err("[switch] drain is off".into());
-    }
-    facts.leads()?;
-    let view = &facts.observed.clusters[&facts.cluster.name];
-    if view.topology.config.standby_cluster {
-        return Err("a standby cluster has no writers to wait for".into());
-    }
-    if state.view.seen.is_none() {
-        let why = state.view.failed.as_deref().unwrap_or("they were not read yet");
-        return Err(format!("the keys of the poolers' agents are not known: {why}"));
-    }
-    if live(state).is_empty() {
-        return Err("no pooler's agent is registered".into());
-    }
-    Ok(())
-}
-
 /// Agents with poolers that live, as their leases say.
 pub(super) fn live(state: &SwitchState) -> BTreeSet<String> {
     let peers = &state.view.peers;
@@ -214,22 +89,13 @@ pub(super) fn live(state: &SwitchState) -> BTreeSet<String> {
 
 /// The hook is gone.
 pub fn lost(facts: &Facts<'_>, state: &mut SwitchState, hook: HookId, said: &mut Said) {
-    if let Some(stop) = state.stop.as_mut().filter(|stop| stop.hook == hook)
-        && !matches!(stop.step, Step::Over { .. })
-    {
+    if let Some(stop) = state.stop.as_mut().filter(|stop| stop.hook == hook && stop.waits()) {
         said.notes.push("before_stop was ended before it was answered: the stop may not happen".into());
-        stop.step = Step::Over { since: facts.now, aborted: true };
-        advance_phase(stop);
+        stop.end(facts.now, true);
     }
     if let Some(promotion) = state.promotion.as_mut().filter(|promotion| promotion.hook == Some(hook)) {
         said.notes.push("pre_promote was ended before it was answered".into());
         promotion.hook = None;
-    }
-}
-
-fn advance_phase(stop: &mut Stop) {
-    if let (Some(record), Step::Over { aborted, .. }) = (&mut stop.record, &stop.step) {
-        record.phase = if *aborted { Phase::Aborted } else { Phase::Stop };
     }
 }
 
@@ -242,9 +108,7 @@ pub(super) fn epoch(facts: &Facts<'_>) -> String {
 
 /// The agent stops: nobody waits for an answer that cannot come.
 pub fn stop(facts: &Facts<'_>, state: &mut SwitchState, said: &mut Said) {
-    if let Some(stop) = state.stop.take()
-        && !matches!(stop.step, Step::Over { .. })
-    {
+    if let Some(stop) = state.stop.take().filter(Stop::waits) {
         said.give(stop.hook, true, "the agent on this host stops".into());
     }
     if let Some(hook) = state.promotion.take().and_then(|promotion| promotion.hook) {
@@ -256,132 +120,13 @@ pub fn stop(facts: &Facts<'_>, state: &mut SwitchState, said: &mut Said) {
 /// Takes both hooks further. Call it at every turn.
 pub fn step(facts: &Facts<'_>, state: &mut SwitchState, said: &mut Said) {
     if let Some(mut stop) = state.stop.take() {
-        let keep = advance(facts, state, &mut stop, said);
+        let keep = before_stop::advance(facts, state, &mut stop, said);
         state.stop = keep.then_some(stop);
     }
     if let Some(mut promotion) = state.promotion.take() {
-        let keep = super::fence::promote(facts, state, &mut promotion, said);
+        let keep = fence::promote(facts, state, &mut promotion, said);
         state.promotion = keep.then_some(promotion);
     }
-}
-
-/// Returns whether the stop is still of interest.
-fn advance(facts: &Facts<'_>, state: &SwitchState, stop: &mut Stop, said: &mut Said) -> bool {
-    match stop.step.clone() {
-        Step::Checking => return check(facts, stop, said),
-        Step::Announcing { since } => {
-            let record = stop.record.as_ref().map(super::records::to_bytes).unwrap_or_default();
-            if state.published.has(super::records::SWITCH, &record) {
-                stop.step = Step::Draining { since: facts.now };
-                return advance(facts, state, stop, said);
-            }
-            if facts.now.since(since) >= ANNOUNCE_WITHIN {
-                said.give(stop.hook, true, "the store did not take the switch record in time".into());
-                stop.step = Step::Over { since: facts.now, aborted: false };
-                advance_phase(stop);
-            }
-        }
-        Step::Draining { since } => drain(facts, state, stop, since, said),
-        Step::Over { since, aborted } => return is_open(facts, since, aborted),
-    }
-    true
-}
-
-fn check(facts: &Facts<'_>, stop: &mut Stop, said: &mut Said) -> bool {
-    let patroni = &facts.observed.local_patroni;
-    let status = patroni.last().filter(|_| patroni.seen() >= Some(stop.asked));
-    let age = facts.now.since(stop.asked);
-    match (status.map(|status| kind(facts, stop, status)), facts.leads_by_read()) {
-        (Some(Ok(kind)), Ok(())) => {
-            stop.record.get_or_insert_with(|| announce(facts, kind)).kind = kind;
-            stop.step = Step::Announcing { since: facts.now };
-            let at_most = facts.config.switch.drain_timeout + ANNOUNCE_WITHIN;
-            said.wait(stop.hook, at_most, format!("before_stop: the poolers drain {}", facts.member()));
-            true
-        }
-        (Some(Err(why)), _) => call_off(facts, stop, why, said),
-        (_, Err(why)) if facts.leads().is_err() || age >= ANNOUNCE_WITHIN => call_off(facts, stop, why, said),
-        (None, _) if age >= CHECK_WITHIN => {
-            let why = "the local Patroni did not say in time what it is about to do";
-            call_off(facts, stop, why.into(), said)
-        }
-        (Some(Ok(_)), Err(_)) if age >= CHECK_WITHIN && !stop.patient => {
-            // Patroni has said that this is a switchover or a restart: the store has as long as for the record.
-            stop.patient = true;
-            said.wait(
-                stop.hook,
-                ANNOUNCE_WITHIN,
-                "before_stop: the store is asked whose the leader key is".into(),
-            );
-            true
-        }
-        _ => true,
-    }
-}
-
-/// Nothing to wait for. Returns whether somebody has to be told so.
-fn call_off(facts: &Facts<'_>, stop: &mut Stop, why: String, said: &mut Said) -> bool {
-    said.give(stop.hook, true, why);
-    stop.step = Step::Over { since: facts.now, aborted: true };
-    advance_phase(stop);
-    stop.record.is_some()
-}
-
-/// What the stop is for, if that is worth waiting.
-fn kind(facts: &Facts<'_>, stop: &Stop, status: &MemberStatus) -> Result<SwitchKind, String> {
-    facts.leads()?;
-    if status.role.is_some_and(|role| role != Role::Primary) {
-        return Err("the server on this host is no primary".into());
-    }
-    if status.state == "restarting" {
-        return Ok(SwitchKind::Restart);
-    }
-    if status.state != "stopping" {
-        return Err(format!("this is no stop for a switchover (Patroni's state is {})", status.state));
-    }
-    asked_of_us(facts, stop.wall).map(|()| SwitchKind::Switchover)
-}
-
-/// Whether a switchover is asked for that is due and means this member.
-fn asked_of_us(facts: &Facts<'_>, wall: u64) -> Result<(), String> {
-    let failover = facts.observed.clusters[&facts.cluster.name].topology.failover.as_ref();
-    let failover = failover.ok_or("no switchover is asked for")?;
-    let us = facts.member();
-    if failover.leader.as_deref().is_some_and(|name| name != us) {
-        return Err("the failover key names another leader".into());
-    }
-    if failover.candidate.as_deref() == Some(us) {
-        return Err("the failover key names this member as the next leader".into());
-    }
-    match failover.scheduled_at.as_deref().map(crate::calendar::seconds_of) {
-        Some(None) => Err("the time of the scheduled switchover is not understood".into()),
-        Some(Some(at)) if at > i128::from(wall) + 1 => Err("the switchover is not due yet".into()),
-        _ => Ok(()),
-    }
-}
-
-/// Waits for the words of all that live.
-fn drain(facts: &Facts<'_>, state: &SwitchState, stop: &mut Stop, since: Time, said: &mut Said) {
-    let Some(epoch) = stop.record.as_ref().map(|record| record.epoch.clone()) else { return };
-    let drained = |word: &PoolerWord| !word.drains || word.drained.as_ref() == Some(&epoch);
-    let missing = missing(live(state), state, drained);
-    let left: u32 = state.view.peers.poolers.values().filter(|w| drained(w)).map(|w| w.links_left).sum();
-    let took = crate::time::Human(facts.now.since(stop.asked));
-    let why = if missing.is_empty() && facts.config.mutants.obey(Rule::AckDrained) {
-        let left = if left > 0 { format!(", {left} links of session pools stay") } else { String::new() };
-        format!("all poolers have drained {} after {took}{left}", facts.member())
-    } else if !facts.config.mutants.obey(Rule::AckDrained) {
-        "the mutant does not wait for the poolers".to_string()
-    } else if facts.now.since(since) >= facts.config.switch.drain_timeout {
-        format!("drain_timeout is over: {} did not drain in time", missing.join(", "))
-    } else if let Err(why) = facts.leads() {
-        format!("nothing to wait for any more: {why}")
-    } else {
-        return;
-    };
-    said.give(stop.hook, true, why);
-    stop.step = Step::Over { since: facts.now, aborted: false };
-    advance_phase(stop);
 }
 
 /// Who has not given the word.
@@ -392,24 +137,4 @@ pub(super) fn missing(
 ) -> Vec<String> {
     let has = |node: &String| state.view.peers.poolers.get(node).is_some_and(&given);
     asked.into_iter().filter(|node| !has(node)).collect()
-}
-
-/// Whether a stop that was answered is still of interest to the poolers.
-fn is_open(facts: &Facts<'_>, since: Time, aborted: bool) -> bool {
-    let age = facts.now.since(since);
-    if aborted {
-        return age < ABORTED_STAYS;
-    }
-    let switch = &facts.config.switch;
-    if age >= switch.hold_timeout + switch.failover_hold {
-        return false;
-    }
-    let Ok(leader) = writable_leader(facts.config, facts.cluster, facts.observed, facts.now) else {
-        return true;
-    };
-    if leader.name != facts.member() {
-        return age < UNCHANGED;
-    }
-    // Its poolers see for themselves that it is back; they get some time for that.
-    age < UNCHANGED + ABORTED_STAYS
 }

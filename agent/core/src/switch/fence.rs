@@ -1,15 +1,27 @@
 //! `pre_promote`: nobody may be able to write to the old primary before there is a new one.
 
 use super::SwitchState;
-use super::conductor::{ANNOUNCE_WITHIN, Facts, Promotion, Said, epoch, live, missing};
+use super::conductor::{ANNOUNCE_WITHIN, Facts, Said, epoch, live, missing};
 use super::records::{Fencing, PoolerWord, VERSION};
 use crate::config::{Fence, Mode};
 use crate::event::HookId;
 use crate::leader::writable_leader;
 use crate::rule::Rule;
+use crate::time::{Human, Time};
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
+
+/// The member on this host is about to be promoted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Promotion {
+    /// The hook that waits; none: it was answered.
+    pub hook: Option<HookId>,
+    /// When it asked.
+    pub asked: Time,
+    /// What the poolers are told.
+    pub record: Fencing,
+}
 
 /// `pre_promote` asked.
 pub fn pre_promote(facts: &Facts<'_>, state: &mut SwitchState, hook: HookId, said: &mut Said) {
@@ -59,7 +71,7 @@ pub(super) fn promote(
             && facts.now.since(promotion.asked) < switch.hold_timeout + switch.failover_hold;
     };
     let missing = silent(facts, state, record);
-    let took = crate::time::Human(facts.now.since(promotion.asked));
+    let took = Human(facts.now.since(promotion.asked));
     let (go_on, why) = if missing.is_empty() {
         (true, format!("no pooler can write to {} any more, after {took}", former(record)))
     } else if facts.now.since(promotion.asked) >= switch.fence_timeout {

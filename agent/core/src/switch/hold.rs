@@ -2,7 +2,7 @@
 //! lost, or because another member is about to be promoted. Every hold has an end.
 
 use super::records::Phase;
-use super::{SwitchState, causes};
+use super::{SwitchState, UNCHANGED, causes};
 use crate::config::{ClusterConfig, Config, Mode, RouteTo};
 use crate::event::ServerWord;
 use crate::leader::{WritableLeader, writable_leader};
@@ -15,8 +15,6 @@ use alloc::format;
 use alloc::string::String;
 use core::time::Duration;
 
-/// A stop that was announced and did not come is over so long after the hook returned.
-const UNCHANGED: Duration = Duration::from_secs(2);
 /// So many ended epochs are remembered.
 const REMEMBERED: usize = 16;
 
@@ -48,7 +46,7 @@ pub struct Hold {
     pub since: Time,
     /// It ends then, whatever happens.
     pub until: Time,
-    /// The longest it may become.
+    /// The longest it may become: later than `until` only while it can still be prolonged.
     pub(super) last: Time,
     /// Timeline of the term at its beginning: a newer one ends it.
     pub(super) timeline: Option<Timeline>,
@@ -134,24 +132,36 @@ pub fn step(facts: &Facts<'_>, state: &mut SwitchState) -> Option<Change> {
     if let Some(mut hold) = state.hold.take() {
         watch(facts, state, &mut hold);
         if let Some(why) = over(facts, state, &hold) {
-            end(facts, state, &hold);
+            end(state, &hold);
+            state.given_up = None;
             return Some(Change::Ended(why));
+        }
+        if facts.now >= hold.last {
+            end(state, &hold);
+            let waited = Human(facts.now.since(hold.since));
+            state.given_up = Some(hold.endpoint);
+            return Some(Change::Ended(format!("nobody became writable within {waited}")));
         }
         let change = prolong(facts, &mut hold);
         state.hold = Some(hold);
         return change;
     }
-    if state
-        .server
-        .as_ref()
-        .is_some_and(|sign| matches!(sign.word, ServerWord::Up | ServerWord::InRecovery(false)))
-    {
+    if serves_again(facts, state) {
         state.given_up = None;
     }
     let hold = facts.may_hold().then(|| begin(facts, state)).flatten()?;
     let why = format!("{}: pools that lead to {} wait", hold.why, hold.from);
     state.hold = Some(hold);
     Some(Change::Began(why))
+}
+
+/// Clients are served again after all: the watched server says so, or somebody is writable where none is watched.
+fn serves_again(facts: &Facts<'_>, state: &SwitchState) -> bool {
+    match (&state.server, &state.watched) {
+        (Some(sign), _) => matches!(sign.word, ServerWord::Up | ServerWord::InRecovery(false)),
+        (None, None) => facts.writable().is_some(),
+        (None, Some(_)) => false,
+    }
 }
 
 fn begin(facts: &Facts<'_>, state: &SwitchState) -> Option<Hold> {
@@ -166,6 +176,7 @@ impl Hold {
         self.cause != Cause::Planned || self.stop_seen.is_some()
     }
 
+    /// A hold that begins now. [`Hold::planned`] and [`Hold::lasting`] say why, and for how long.
     pub(super) fn new(facts: &Facts<'_>, from: &str, endpoint: Endpoint, why: String) -> Self {
         Hold {
             from: from.into(),
@@ -184,6 +195,24 @@ impl Hold {
             fence: None,
         }
     }
+
+    /// The member announced this stop: the hold lasts for `hold_timeout`, and may become longer by `failover_hold`.
+    pub(super) fn planned(self, facts: &Facts<'_>, epoch: &str, started: Option<String>) -> Self {
+        let switch = &facts.config.switch;
+        Hold {
+            cause: Cause::Planned,
+            epoch: Some(epoch.into()),
+            started,
+            until: self.since + facts.bounded(switch.hold_timeout),
+            last: self.since + facts.bounded(switch.hold_timeout + switch.failover_hold),
+            ..self
+        }
+    }
+
+    /// It ends after this time and does not become longer.
+    pub(super) fn lasting(self, cause: Cause, time: Duration) -> Self {
+        Hold { cause, until: self.since + time, last: self.since + time, ..self }
+    }
 }
 
 /// The member said by its REST API that it stops before its announcement was heard: the hold becomes the announced one,
@@ -195,12 +224,7 @@ fn join_announced(facts: &Facts<'_>, state: &SwitchState, hold: &mut Hold) {
     if !new || !announced || facts.leader() != Some(&record.from) {
         return;
     }
-    let switch = &facts.config.switch;
-    hold.cause = Cause::Planned;
-    hold.epoch = Some(record.epoch.clone());
-    hold.started.clone_from(&record.started);
-    hold.until = hold.since + facts.bounded(switch.hold_timeout);
-    hold.last = hold.since + facts.bounded(switch.hold_timeout + switch.failover_hold);
+    *hold = hold.clone().planned(facts, &record.epoch, record.started.clone());
 }
 
 /// Takes what was heard since into the hold.
@@ -244,7 +268,7 @@ fn prolong(facts: &Facts<'_>, hold: &mut Hold) -> Option<Change> {
     )))
 }
 
-/// Why the hold is over, if it is.
+/// Why clients need not wait any more, if so.
 fn over(facts: &Facts<'_>, state: &SwitchState, hold: &Hold) -> Option<String> {
     if facts.only_local_routes() && facts.config.local.is_some() {
         let server = facts.observed.local.fresh(facts.now, LOCAL_PROBE_AGE).is_ok();
@@ -265,12 +289,7 @@ fn over(facts: &Facts<'_>, state: &SwitchState, hold: &Hold) -> Option<String> {
     {
         return Some("the mutant does not wait for the new leader to be writable".into());
     }
-    if !facts.may_hold() {
-        return Some("nothing may be held any more".into());
-    }
-    let ends = hold.until.max(if hold.cause == Cause::Planned { hold.last } else { hold.until });
-    (facts.now >= ends)
-        .then(|| format!("nobody became writable within {}", Human(facts.now.since(hold.since))))
+    (!facts.may_hold()).then(|| "nothing may be held any more".into())
 }
 
 /// Whether the member itself is writable again, or still.
@@ -306,7 +325,7 @@ fn unchanged(facts: &Facts<'_>, hold: &Hold) -> bool {
 }
 
 /// What this hold was about starts no other one.
-fn end(facts: &Facts<'_>, state: &mut SwitchState, hold: &Hold) {
+fn end(state: &mut SwitchState, hold: &Hold) {
     let record = state.view.peers.switch.iter().map(|record| &record.epoch);
     let fence = hold.fence.iter().map(|(epoch, _)| epoch);
     for epoch in record.chain(hold.epoch.iter()).chain(fence) {
@@ -316,8 +335,5 @@ fn end(facts: &Facts<'_>, state: &mut SwitchState, hold: &Hold) {
     }
     while state.ended.len() > REMEMBERED {
         state.ended.pop_front();
-    }
-    if facts.now >= hold.until {
-        state.given_up = Some(hold.endpoint.clone());
     }
 }

@@ -11,10 +11,11 @@
 //!   it is writable ─────────────────> members/<member> {timeline} ─────> re-point, RESUME
 //! ```
 //!
-//! [`records`] is what is said, [`peers`] what was heard, [`conductor`] and `fence` answer the hooks, [`hold`] says when
-//! this host's pools wait and [`causes`] why, [`publish`] what this host says. PAUSE and RESUME themselves are in
-//! [`pause`](crate::pgbouncer::pause).
+//! [`records`] is what is said, [`peers`] what was heard, [`conductor`] takes the hooks further, which [`before_stop`] and
+//! [`fence`] answer, [`hold`] says when this host's pools wait and [`causes`] why, [`publish`] what this host says. PAUSE
+//! and RESUME themselves are in [`pause`](crate::pgbouncer::pause).
 
+pub mod before_stop;
 pub mod causes;
 pub mod conductor;
 pub mod fence;
@@ -29,6 +30,10 @@ use crate::topology::Endpoint;
 use alloc::collections::VecDeque;
 use alloc::string::String;
 use core::time::Duration;
+
+/// An announced stop that has not happened so long after its hook returned will not happen: it counts as called off, on
+/// the member's own host as for the poolers that let go of it.
+pub(crate) const UNCHANGED: Duration = Duration::from_secs(2);
 
 /// What this agent knows and does about switches of one cluster.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -45,12 +50,13 @@ pub struct SwitchState {
     pub hold: Option<hold::Hold>,
     /// Epochs that this host has brought to their end: they start no hold again.
     pub ended: VecDeque<String>,
-    /// A server for which clients have waited for as long as they may: no other hold begins before it is back.
+    /// A server for which clients have waited in vain for as long as they may: until it is back no other loss of it makes
+    /// them wait, and what is paused goes on without knowing where to.
     pub given_up: Option<Endpoint>,
     /// The member on this host is about to stop.
-    pub stop: Option<conductor::Stop>,
+    pub stop: Option<before_stop::Stop>,
     /// The member on this host is about to be promoted.
-    pub promotion: Option<conductor::Promotion>,
+    pub promotion: Option<fence::Promotion>,
     /// What this host says.
     pub published: publish::Published,
 }

@@ -4,7 +4,7 @@
 use super::SwitchState;
 use super::hold::{Cause, Hold};
 use super::records::{FENCE, MEMBERS, MemberWord, POOLERS, PoolerWord, SWITCH, VERSION, to_bytes};
-use crate::config::{ClusterConfig, Config, Mode, RouteTo};
+use crate::config::{ClusterConfig, Config, Mode, Route};
 use crate::observed::{LOCAL_PROBE_AGE, Observed};
 use crate::pgbouncer::let_go::{LetGo, let_go};
 use crate::pgbouncer::pools::Pooler;
@@ -207,13 +207,10 @@ fn nothing_elsewhere(facts: &Facts<'_>, state: &SwitchState) -> Option<String> {
     let endpoint = view.topology.members.get(&record.member)?.endpoint.as_ref()?;
     for config in &facts.config.poolers {
         let pooler = facts.poolers.get(&config.name)?;
-        let writes = config.routes.iter().filter(|(_, route)| {
-            route.cluster == facts.cluster.name && (route.to == RouteTo::Primary || route.fallback_primary)
-        });
-        for (entry, _) in writes {
-            if !pooler.is_loaded(entry, endpoint) {
-                return None;
-            }
+        let writes = |route: &Route| route.cluster == facts.cluster.name && route.is_write();
+        let mut entries = config.routes.iter().filter(|(_, route)| writes(route));
+        if entries.any(|(entry, _)| !pooler.is_loaded(entry, endpoint)) {
+            return None;
         }
     }
     Some(record.epoch.clone())
