@@ -6,17 +6,20 @@ use super::guard::Guard;
 use super::pauses::{self, Entry, Journal, said};
 use super::release::let_go;
 use crate::files::Disk;
-use crate::session::{Asked, SessionError};
+use crate::session::{Asked, Session, SessionError};
 use futures_util::future::{join_all, try_join_all};
 use pgsquire_core::effect::{Pause, PauseScope};
 use pgsquire_core::topology::Endpoint;
 use std::path::PathBuf;
 use std::task::Poll;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// A refusal of PAUSE comes at once. It was written before the answer to a question that was asked later, so this is
 /// only for the way through our own runtime.
 const REFUSED_WITHIN: Duration = Duration::from_millis(1);
+
+/// PgBouncer has a command before it for so long at most, while its console answers.
+const TAKEN_WITHIN: Duration = Duration::from_millis(250);
 
 const MIN_POOL_SIZE: &str = "min_pool_size";
 
@@ -82,14 +85,16 @@ impl Pauser {
         disk: &mut Disk,
         pause: Pause,
     ) -> Result<(), String> {
-        let old = self.read(disk).await?;
-        let standing = console.standing().await.map_err(text)?;
+        // Everybody waits for a planned pause: PgBouncer is asked while it opens the connections.
+        let sessions = try_join_all(parts(&pause.scope).iter().map(|_| console.another()));
+        let (old, standing, sessions) = tokio::join!(self.read(disk), console.standing(), sessions);
+        let (old, standing, sessions) = (old?, standing.map_err(text)?, sessions.map_err(text)?);
         self.may_pause(&pause.scope, &standing, old.as_ref())?;
         let entry = self.entry(pause, old.as_ref());
         self.write(disk, entry.clone()).await?;
         let not_begun = |why| NotPaused { why, taken: Vec::new() };
         let begun = match self.guard.ensure() {
-            Ok(()) => self.pause(console, &entry, old.as_ref()).await,
+            Ok(()) => self.pause(console, sessions, &entry, old.as_ref()).await,
             Err(why) => Err(not_begun(why)),
         };
         match begun {
@@ -158,12 +163,11 @@ impl Pauser {
     async fn pause(
         &mut self,
         console: &mut Console,
+        sessions: Vec<Session>,
         entry: &Entry,
         old: Option<&Entry>,
     ) -> Result<(), NotPaused> {
         let not_begun = |e: SessionError| NotPaused { why: e.to_string(), taken: Vec::new() };
-        let commands = scoped("PAUSE", &entry.pause.scope);
-        let sessions = try_join_all(commands.iter().map(|_| console.another())).await.map_err(not_begun)?;
         if entry.pause.min_pool_size.is_some() {
             console.run(&set(MIN_POOL_SIZE, "0")).await.map_err(not_begun)?;
         }
@@ -177,22 +181,30 @@ impl Pauser {
                 Err(e) => why = why.or(Some(e.to_string())),
             }
         }
-        // PgBouncer takes commands in the order of their arrival: with this answer it has taken those above.
-        let standing = console.standing().await;
-        let answers = join_all(asked.iter_mut().map(|(_, sent)| sent.answer(REFUSED_WITHIN))).await;
-        for ((part, sent), answer) in asked.into_iter().zip(answers) {
-            match answer {
-                Ok(Some((_, Err(refused)))) => {
-                    taken.retain(|taken| *taken != part);
-                    if !is_ours_already(&part, &refused, old) {
-                        why = why.or(Some(refused.to_string()));
+        let sent_at = Instant::now();
+        let standing = loop {
+            let standing = console.standing().await;
+            let answers = join_all(asked.iter_mut().map(|(_, sent)| sent.answer(REFUSED_WITHIN))).await;
+            for ((part, sent), answer) in std::mem::take(&mut asked).into_iter().zip(answers) {
+                match answer {
+                    Ok(Some((_, Err(refused)))) => {
+                        taken.retain(|taken| *taken != part);
+                        if !is_ours_already(&part, &refused, old) {
+                            why = why.or(Some(refused.to_string()));
+                        }
                     }
+                    Ok(Some((_, Ok(_)))) => {}
+                    Ok(None) => asked.push((part, sent)),
+                    Err(e) => why = why.or(Some(e.to_string())),
                 }
-                Ok(Some((_, Ok(_)))) => {}
-                Ok(None) => self.waiting.push(sent),
-                Err(e) => why = why.or(Some(e.to_string())),
             }
-        }
+            // PgBouncer mostly takes commands in the order of their arrival, but between connections it need not.
+            let not_yet = standing.as_ref().is_ok_and(|found| missing(&entry.pause.scope, found).is_some());
+            if !not_yet || why.is_some() || sent_at.elapsed() >= TAKEN_WITHIN {
+                break standing;
+            }
+        };
+        self.waiting.extend(asked.into_iter().map(|(_, sent)| sent));
         why = why.or(match standing {
             Ok(standing) => missing(&entry.pause.scope, &standing),
             Err(e) => Some(e.to_string()),

@@ -56,6 +56,8 @@ pub struct ClusterView {
     pub asked: BTreeMap<String, Fact<MemberStatus>>,
     /// When the present leader key was first seen.
     pub leader_since: Time,
+    /// Its holder has been proved writable since.
+    pub was_writable: bool,
     /// When the timeline last rose, and what it was before.
     pub promoted: Option<(Time, Timeline)>,
     /// Who led before.
@@ -84,6 +86,7 @@ impl ClusterView {
             candidate: None,
             asked: BTreeMap::new(),
             leader_since: Time::ZERO,
+            was_writable: false,
             promoted: None,
             former: None,
             leaving: None,
@@ -205,6 +208,7 @@ impl ClusterView {
     fn take_topology(&mut self, now: Time, topology: Topology) {
         if topology.leader != self.topology.leader {
             self.leader_since = now;
+            self.was_writable = false;
             let before = self.topology.leader.as_ref().map(|leader| &leader.name);
             if let Some(before) =
                 before.filter(|name| topology.leader.as_ref().map(|l| &l.name) != Some(*name))
@@ -318,6 +322,7 @@ impl ClusterView {
 
     /// The leader was proved writable on this timeline: the term rises with it.
     pub fn raise_timeline(&mut self, now: Time, timeline: Timeline) {
+        self.was_writable = true;
         let Some(term) = &mut self.term else { return };
         if term.timeline.is_none_or(|t| t < timeline) {
             if let Some(old) = term.timeline {

@@ -26,6 +26,8 @@ const PROMOTING_SHARE: u32 = 256;
 const MEMBER_PAUSE: Duration = Duration::from_secs(1);
 /// Pause between questions to a new leader that is about to become writable: each is one short request.
 const PROMOTION_PAUSE: Duration = Duration::from_millis(15);
+/// … whose own agent will say so sooner: every question takes its Patroni's time.
+const SPOKEN_PAUSE: Duration = Duration::from_millis(100);
 /// Pause between questions to a leader from which clients are held back: it may be writable again, or still.
 const HELD_PAUSE: Duration = Duration::from_millis(100);
 /// After this long without becoming writable it is asked less often.
@@ -197,7 +199,11 @@ fn members_to_ask(
                 (HELD_PAUSE * crowd).min(MEMBER_PAUSE)
             }
             _ if writable || !routed => MEMBER_PAUSE,
-            age if age < PROMOTION_PATIENCE => (PROMOTION_PAUSE * crowd).min(PATIENT_PAUSE),
+            _ if view.was_writable => PATIENT_PAUSE,
+            age if age < PROMOTION_PATIENCE => {
+                let pause = if has_agent(switch, &leader.name) { SPOKEN_PAUSE } else { PROMOTION_PAUSE };
+                (pause * crowd).min(PATIENT_PAUSE)
+            }
             _ => PATIENT_PAUSE,
         };
         pauses.insert(&leader.name, (pause, "it leads: is it writable?"));
@@ -225,6 +231,13 @@ fn members_to_ask(
             reason: Reason::new(Rule::WritableLeader, format!("{}: {why}", member.name)),
         });
     }
+}
+
+/// Whether an agent beside this member has been heard.
+fn has_agent(switch: Option<&SwitchState>, member: &str) -> bool {
+    let Some(peers) = switch.map(|state| &state.view.peers) else { return false };
+    peers.fence.as_ref().is_some_and(|fence| fence.member == member)
+        || peers.poolers.values().any(|word| word.member.as_deref() == Some(member))
 }
 
 /// A waiting hook has to know at once what Patroni is about to do.

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 
 use super::table::{Figure, Row};
-use super::{OWN, milliseconds, own_spec, writers};
+use super::{OWN, milliseconds, own_spec, readers, writers};
 use crate::event::{self, Happening};
 use crate::lab::Lab;
 use crate::load::{Load, LoadSpec};
@@ -37,6 +37,7 @@ pub(super) fn spec(agent: PathBuf) -> Spec {
 pub(super) async fn rows(lab: &mut Lab, rounds: usize, progress: &Progress) -> Result<Vec<Row>> {
     let rounds = rounds.min(ROUNDS);
     lab.wait_synchronous(RECOVERY).await?;
+    let _readers = readers(lab).await?;
     let load = async |pooler: &str, reconnect_pause| {
         Load::start(LoadSpec { reconnect_pause, ..writers(lab, pooler, CLIENTS)? }).await
     };

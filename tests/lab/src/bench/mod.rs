@@ -20,6 +20,7 @@ use crate::lab::Lab;
 use crate::load::{Load, LoadSpec};
 use crate::progress::Progress;
 use crate::spec::{Pooler, Spec};
+use crate::state::HostRole;
 
 pub use switchover::{Round, Summary, SwitchoverBench, SwitchoverFigures, switchovers};
 pub use table::{Baseline, Figure, Row, Table};
@@ -147,6 +148,9 @@ const OWN: [&str; 2] = ["write", "write2"];
 /// to those who are measured.
 const REST: Duration = Duration::from_millis(50);
 
+/// Who reads rests so long.
+const READ: Duration = Duration::from_millis(200);
+
 /// A cluster with hooks that are timed, and two write poolers.
 fn own_spec(agent: PathBuf) -> Spec {
     let spec = Spec { agent: Some(agent), hooks: true, time_hooks: true, ..Spec::default() };
@@ -169,6 +173,17 @@ async fn own_loads(lab: &Lab, clients: usize) -> Result<Vec<(String, Load)>> {
         // Short transactions, and a client that tries again soon.
         let spec = LoadSpec { reconnect_pause: REST, ..spec };
         loads.push((name.to_string(), Load::start(spec).await?));
+    }
+    Ok(loads)
+}
+
+/// A client that reads on every member, as where replicas serve reads. A member without any connection before its
+/// promotion takes 11 ms longer for its first login: PostgreSQL builds the cache of its catalogs.
+async fn readers(lab: &Lab) -> Result<Vec<Load>> {
+    let mut loads = Vec::new();
+    for member in lab.state().hosts_of(HostRole::Member) {
+        let spec = LoadSpec::reads(lab.postgres_address(&member.name)?, 1);
+        loads.push(Load::start(LoadSpec { pause: READ, reconnect_pause: READ, ..spec }).await?);
     }
     Ok(loads)
 }

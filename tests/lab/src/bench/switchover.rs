@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use serde::Serialize;
 
 use super::table::{Figure, Row};
-use super::{milliseconds, own_loads, own_spec, writers};
+use super::{milliseconds, own_loads, own_spec, readers, writers};
 use crate::event::{self, Event, Happening, Seen};
 use crate::lab::Lab;
 use crate::load::{Load, LoadSpec};
@@ -138,6 +138,7 @@ struct Way {
 }
 
 async fn rounds(lab: &mut Lab, bench: &SwitchoverBench, progress: &Progress) -> Result<SwitchoverFigures> {
+    let _readers = readers(lab).await?;
     let mut ways = vec![Way::own(lab, bench.clients).await?];
     if bench.classic {
         ways.push(Way::classic(lab, CLASSIC, CLASSIC.into(), bench.clients).await?);
