@@ -366,8 +366,9 @@ pub(crate) fn note_holds(
     let ahead = decisions.values().find(|decision| decision.reason.rule == Rule::PointAhead);
     if let (Some(own), Some(target)) =
         (&mut pooler.pause, ahead.and_then(|decision| decision.target.as_ref()))
+        && !own.ahead.contains(&target.endpoint)
     {
-        own.ahead = Some(target.endpoint.clone());
+        own.ahead.push(target.endpoint.clone());
     }
     let holds = holds_of(config, name, switches);
     if holds.is_empty()

@@ -4,6 +4,7 @@ use super::pools::Pooler;
 use crate::effect::{Pause, PauseScope, PoolerOrder};
 use crate::time::Time;
 use crate::topology::Endpoint;
+use alloc::vec::Vec;
 
 /// A pause of ours.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,8 +25,8 @@ pub struct OwnPause {
     pub refills: bool,
     /// The server that was let go of, if this run knows.
     pub left: Option<Endpoint>,
-    /// The next leader, to which the pools that wait were led before it was writable.
-    pub ahead: Option<Endpoint>,
+    /// Next leaders, to which the pools that wait were led before they were writable.
+    pub ahead: Vec<Endpoint>,
 }
 
 impl OwnPause {
@@ -40,7 +41,7 @@ impl OwnPause {
             inherited: false,
             refills: false,
             left: None,
-            ahead: None,
+            ahead: Vec::new(),
         }
     }
 
@@ -48,6 +49,11 @@ impl OwnPause {
     fn unsure(pause: Pause, now: Time) -> Self {
         let refills = pause.min_pool_size.is_some();
         OwnPause { sure: false, clean: false, refills, ..Self::taken(pause, now) }
+    }
+
+    /// Servers to which clients that wait have led since it began.
+    pub fn places(&self) -> impl Iterator<Item = &Endpoint> {
+        self.left.iter().chain(&self.ahead)
     }
 
     /// What an earlier run left.

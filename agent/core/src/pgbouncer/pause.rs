@@ -37,14 +37,17 @@ fn waiting(
     hold: &Hold,
 ) -> BTreeSet<String> {
     let mut list = BTreeSet::new();
+    // What already leads to the next leader waits as before.
+    let ahead = pooler.pause.iter().flat_map(|own| &own.ahead);
+    let places: Vec<&Endpoint> = [&hold.endpoint].into_iter().chain(ahead).collect();
     for (entry, _) in config.routes.iter().filter(|(_, route)| route.cluster == cluster) {
-        let decision = decisions.get(entry);
-        let target = decision.and_then(|d| Some((d.reason.rule, &d.target.as_ref()?.endpoint)));
-        // What already leads to the next leader waits as before.
-        let ahead = target.filter(|(rule, _)| *rule == Rule::PointAhead).map(|(_, endpoint)| endpoint);
-        let elsewhere = ahead.is_none() && target.is_some_and(|(_, endpoint)| *endpoint != hold.endpoint);
-        let leads = |endpoint: &&Endpoint| !elsewhere && leads_there(pooler, entry, endpoint);
-        for endpoint in [Some(&hold.endpoint), ahead].into_iter().flatten().filter(leads) {
+        // The next leader is none to go on to yet.
+        let decision = decisions.get(entry).filter(|d| d.reason.rule != Rule::PointAhead);
+        let target = decision.and_then(|d| d.target.as_ref());
+        if target.is_some_and(|target| target.endpoint != hold.endpoint) {
+            continue;
+        }
+        for endpoint in places.iter().filter(|endpoint| leads_there(pooler, entry, endpoint)) {
             let databases = pooler.databases_of(entry).into_iter();
             // What is not named in a file that is not known may have nothing to do with `*`.
             let there = |db: &&str| {
@@ -116,6 +119,7 @@ fn hold_one(
     if list.is_empty() || pooler.console.fresh(now, CONSOLE_AGE).is_err() {
         return None;
     }
+    let free: Vec<String> = list.iter().filter(|db| !is_paused_by_others(pooler, db)).cloned().collect();
     let rule = match hold.cause {
         Cause::Planned => Rule::DrainPlanned,
         Cause::Lost => Rule::HoldLost,
@@ -128,18 +132,17 @@ fn hold_one(
         if own.pause.until < until {
             return Some((PoolerOrder::ExtendPause(Pause { until, ..own.pause.clone() }), reason()));
         }
-        if covers(&own.pause.scope, &list) {
+        if covers(&own.pause.scope, &free) {
             return cut(config, pooler, hold, &list, now);
         }
     }
-    let free: Vec<String> = list.iter().filter(|db| !is_paused_by_others(pooler, db)).cloned().collect();
     if free.is_empty() || is_in_login(config, pooler, hold, &list, now) {
         return None;
     }
     Some((PoolerOrder::Pause(build(config, pooler, hold, free)), reason()))
 }
 
-fn covers(scope: &PauseScope, list: &BTreeSet<String>) -> bool {
+fn covers(scope: &PauseScope, list: &[String]) -> bool {
     match scope {
         PauseScope::Process => true,
         PauseScope::Databases(paused) => list.iter().all(|db| paused.contains(db)),
@@ -258,9 +261,7 @@ pub fn finish(
         return None;
     }
     let is_known = |(entry, decision): (&String, &Decision)| {
-        let led_there = own.left.as_ref().is_none_or(|left| {
-            [Some(left), own.ahead.as_ref()].into_iter().flatten().any(|e| leads_there(pooler, entry, e))
-        });
+        let led_there = own.left.is_none() || own.places().any(|e| leads_there(pooler, entry, e));
         // Readers without a place stay where they are: the writers do not wait for them.
         let route = routed.routes.get(entry);
         let writes = route.is_none_or(Route::is_write);
@@ -271,8 +272,7 @@ pub fn finish(
     let is_loaded = |(entry, decision): (&String, &Decision)| match &decision.target {
         Some(target) => {
             let loaded = pooler.loaded(entry);
-            let led_there =
-                own.left.is_none() || loaded == own.left || loaded.is_some() && loaded == own.ahead;
+            let led_there = own.left.is_none() || own.places().any(|e| loaded.as_ref() == Some(e));
             !led_there || pooler.is_loaded(entry, &target.endpoint)
         }
         None => true,
