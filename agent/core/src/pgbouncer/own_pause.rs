@@ -56,6 +56,16 @@ impl OwnPause {
         self.left.iter().chain(&self.ahead)
     }
 
+    /// Whether a database of this entry was paused by its name.
+    pub fn names(&self, pooler: &Pooler, entry: &str) -> bool {
+        match &self.pause.scope {
+            PauseScope::Process => false,
+            PauseScope::Databases(list) => {
+                pooler.databases_of(entry).iter().any(|database| list.iter().any(|d| d == database))
+            }
+        }
+    }
+
     /// What an earlier run left.
     pub fn inherited(pause: Pause, now: Time) -> Self {
         OwnPause { inherited: true, refills: true, ..Self::unsure(pause, now) }

@@ -89,18 +89,17 @@ struct Move {
 }
 
 impl Move {
-    /// From the first entry that says the new leader is writable to the one with which the last of the routes is verified.
+    /// From the first entry that says where a route must lead now to the one with which the last of them is verified there.
     fn find(records: &[Record], before: u64, leader: &str, address: Ipv4Addr) -> Result<Self> {
-        let writable = format!("{leader} is writable on timeline");
+        let decided = format!("must lead to {address}");
         let mut new = records.iter().filter(|r| r.number > before);
-        let start = new.by_ref().find(|r| r.kind == "writable" && r.text.starts_with(&writable));
-        let start = start.with_context(|| format!("{leader} was not seen writable"))?;
+        let start = new.by_ref().find(|r| r.kind == "route" && r.text.starts_with(&decided));
+        let start = start.with_context(|| format!("no route was to lead to {leader}"))?;
         let there = format!("leads to {address}");
         let (mut verified, mut end, mut steps) = (BTreeSet::new(), start, Vec::new());
         for record in new {
             let at = millis_between(&start.time, &record.time)?;
             match record.kind.as_str() {
-                "route" if steps.is_empty() => steps.push(format!("decided {at}")),
                 "order" if record.text.ends_with(": done") => {
                     let order = record.text.split(' ').next().unwrap_or_default();
                     steps.push(format!("{} {at}", order.trim_end_matches(':')));
