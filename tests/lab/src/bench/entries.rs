@@ -182,8 +182,8 @@ mod tests {
             text: text.into(),
         };
         let mut all = vec![
-            record(1, "writable", "main".into(), "pg2 is writable on timeline 2: …"),
-            record(2, "writable", "main".into(), "pg1 is writable on timeline 3: …"),
+            record(1, "route", "write/app".into(), "must lead to 127.0.0.2:5432: …"),
+            record(2, "leader", "main".into(), "pg1 holds the leader key"),
             record(3, "route", "write/app".into(), "must lead to 127.0.0.1:5432: …"),
             record(4, "order", "write".into(), "RELOAD: done"),
         ];
@@ -194,7 +194,7 @@ mod tests {
         assert!(Move::find(&all, 0, "pg1", to).is_err(), "one is missing");
         all.push(verified(ENTRIES));
         let found = Move::find(&all, 0, "pg1", to).expect("all are there");
-        assert_eq!((found.milliseconds, found.steps.as_str()), (3, "decided 1, RELOAD 2"));
-        assert!(Move::find(&all, 2, "pg1", to).is_err(), "before that it was another switchover");
+        assert_eq!((found.milliseconds, found.steps.as_str()), (2, "RELOAD 1"));
+        assert!(Move::find(&all, 3, "pg1", to).is_err(), "before that it was another switchover");
     }
 }
