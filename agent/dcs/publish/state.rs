@@ -299,7 +299,7 @@ impl<'a, S: KeyStore> Publisher<'a, S> {
                 self.cluster
             );
             let now = Instant::now();
-            self.given_up.push_back((lease, now + ttl));
+            self.given_up.push_back((lease, now + self.store.longest(ttl)));
             self.renewing = None;
             self.restore = Some(now);
         }
