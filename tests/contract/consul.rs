@@ -137,6 +137,25 @@ async fn a_server_that_comes_back_is_the_same_store() {
 }
 
 #[tokio::test]
+async fn an_agent_without_servers_is_reported_and_their_return_is_seen() {
+    let mut consul = Consul::start(1).await;
+    let mut follower = follow(consul.endpoints(&[1]));
+    let (before, _) = next_read(&mut follower).await;
+    watching(&consul.api(0), &mut follower).await;
+    consul.kill(0);
+    let began = Instant::now();
+    let Event::StoreFailed { why, .. } = follower.next().await else { panic!("it did not notice") };
+    assert!(began.elapsed() < Duration::from_secs(10), "{:?}: {why}", began.elapsed());
+    let Outcome::Failed { why } = follower.outcome(read_store()).await else { panic!("who answered?") };
+    assert!(why.contains(&consul.endpoint(1)), "{why}");
+    consul.begin(0).await;
+    let (after, _) = next_read(&mut follower).await;
+    assert_eq!(after.store, before.store);
+    assert!(after.keys.contains_key("history"));
+    follower.stop().await;
+}
+
+#[tokio::test]
 async fn an_endpoint_that_refuses_is_passed_over() {
     let consul = Consul::start(0).await;
     let refusing = format!("http://127.0.0.1:{}", free_port());

@@ -60,7 +60,8 @@ impl Failure {
     fn refused(code: u16, body: &[u8]) -> Self {
         let said = shown(body);
         let advice = if code == 403 { " (is the token of token_file the right one?)" } else { "" };
-        let harmless = (400..500).contains(&code) || said.contains("No cluster leader");
+        let nobody = ["No cluster leader", "No known Consul servers"];
+        let harmless = (400..500).contains(&code) || nobody.iter().any(|text| said.contains(text));
         Failure { unsure: !harmless, ..Failure::sure(format!("it answered {code}: {said}{advice}")) }
     }
 }

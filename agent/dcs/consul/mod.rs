@@ -116,6 +116,9 @@ impl Consul {
     /// or tombstone below the prefix, and tombstones are reaped after a quarter of an hour. The index that comes with a
     /// key that is not there is that of all keys, and only rises. It is asked for before the list, so that the list holds
     /// everything up to it; what is newer in the list raises it.
+    ///
+    /// It is a question of rights as well: who may not read below the prefix is refused there, while a list is shortened to
+    /// what may be read and would look like a store without a leader.
     async fn read_with(&self, door: Door) -> Result<StoreRead, Failure> {
         let started = clock::now();
         let absent = format!("v1/kv/{}{ABSENT}", self.prefix);
