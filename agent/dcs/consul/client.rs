@@ -42,6 +42,8 @@ pub(super) struct Failure {
     pub(super) why: String,
     /// What was asked for may have been done, or may be done later.
     pub(super) unsure: bool,
+    /// What a refusal was answered with.
+    code: Option<u16>,
     /// The connection is at fault, not Consul: a new one may do.
     broken: bool,
 }
@@ -49,11 +51,16 @@ pub(super) struct Failure {
 impl Failure {
     /// Nothing was done.
     pub(super) fn sure(why: impl Into<String>) -> Self {
-        Failure { why: why.into(), unsure: false, broken: false }
+        Failure { why: why.into(), unsure: false, code: None, broken: false }
     }
 
     pub(super) fn unsure(why: impl Into<String>) -> Self {
-        Failure { why: why.into(), unsure: true, broken: false }
+        Failure { why: why.into(), unsure: true, code: None, broken: false }
+    }
+
+    /// The endpoint answered, and we may not know.
+    pub(super) fn is_forbidden(&self) -> bool {
+        self.code == Some(403)
     }
 
     /// An answer that says no. Whoever says one of these has done nothing.
@@ -62,7 +69,8 @@ impl Failure {
         let advice = if code == 403 { " (is the token of token_file the right one?)" } else { "" };
         let nobody = ["No cluster leader", "No known Consul servers"];
         let harmless = (400..500).contains(&code) || nobody.iter().any(|text| said.contains(text));
-        Failure { unsure: !harmless, ..Failure::sure(format!("it answered {code}: {said}{advice}")) }
+        let why = format!("it answered {code}: {said}{advice}");
+        Failure { why, unsure: !harmless, code: Some(code), broken: false }
     }
 }
 
@@ -70,7 +78,7 @@ impl From<reqwest::Error> for Failure {
     fn from(error: reqwest::Error) -> Self {
         // Who is not connected has asked for nothing, and another connection would not come about either.
         let broken = !error.is_connect();
-        Failure { why: https::words(&error), unsure: broken, broken }
+        Failure { why: https::words(&error), unsure: broken, code: None, broken }
     }
 }
 
@@ -114,7 +122,7 @@ impl Clients {
                 }
             }
         }
-        Err(Failure { why: failures.join("; "), unsure, broken: false })
+        Err(Failure { why: failures.join("; "), unsure, code: None, broken: false })
     }
 
     /// Asks one endpoint. The kept connection may have ended while nobody looked: then it is asked again on a new one.

@@ -170,7 +170,7 @@ async fn datacenter(door: &Door) -> Result<Option<String>, Failure> {
     }
     match door.get("v1/agent/self", &[]).await {
         Ok(answer) => Ok(Some(answer.json::<Agent>()?.config.datacenter)),
-        Err(Failure { why, .. }) if why.starts_with("it answered 403") => Ok(None),
+        Err(failure) if failure.is_forbidden() => Ok(None),
         Err(failure) => Err(failure),
     }
 }
@@ -189,8 +189,8 @@ async fn time_to_live(door: &Door, session: &str) -> Result<Option<Duration>, Fa
     }
     let answer = match door.get(&format!("v1/session/info/{session}"), &[("consistent", "")]).await {
         Ok(answer) => answer,
-        Err(Failure { why, .. }) if why.starts_with("it answered 403") => {
-            tracing::warn!("Consul does not let us ask for the session of the leader key: {why}");
+        Err(failure) if failure.is_forbidden() => {
+            tracing::warn!("Consul does not let us ask for the session of the leader key: {}", failure.why);
             return Ok(None);
         }
         Err(failure) => return Err(failure),

@@ -243,6 +243,21 @@ async fn a_store_without_a_leader_ends_the_watch() {
     assert!(end.why.contains("has no leader") && end.endpoint_failed, "{}", end.why);
 }
 
+#[tokio::test]
+async fn an_endpoint_that_does_not_tell_its_leader_lives() {
+    let blocked = (403, None, "Endpoint is blocked by agent configuration".into());
+    let fake = Fake::default()
+        .says("GET /v1/status/leader", [blocked])
+        .says("GET /v1/agent/self", [(403, None, "Permission denied".into())])
+        .says("GET /v1/kv/service/main/pgsquire/absent", [(404, Some(7), String::new())])
+        .says(LIST, [listing(6, &[("leader", 3)])]);
+    let asked = fake.asked.clone();
+    let mut watch = watching(fake).await;
+    let idle = tokio::time::timeout(Duration::from_millis(4_500), watch.next()).await;
+    assert!(idle.is_err(), "{idle:?}");
+    assert!(asked.lock().unwrap().iter().any(|line| line.contains("status")));
+}
+
 fn change(key: &str) -> Change {
     Change { put: [(key.to_owned(), b"1".to_vec())].into(), delete: ["gone".to_owned()].into() }
 }

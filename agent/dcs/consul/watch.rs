@@ -167,10 +167,14 @@ async fn query(door: Door, prefix: String, index: Option<u64>, pause: Duration) 
     }
 }
 
-/// Whether the servers behind the endpoint have a leader, as far as it knows. Needs no right.
+/// Whether the servers behind the endpoint have a leader, as far as it knows. Needs no right, but an operator may have
+/// closed it: then it is enough that the endpoint says so.
 async fn has_leader(door: Door) -> Result<bool, Failure> {
     sleep(ASK_EVERY).await;
     let answer = timeout(DEADLINE, door.get("v1/status/leader", &[])).await;
     let silent = |_| Failure::unsure(format!("silent for {} s", DEADLINE.as_secs()));
-    Ok(!answer.map_err(silent)??.json::<String>()?.is_empty())
+    match answer.map_err(silent)? {
+        Err(failure) if failure.is_forbidden() => Ok(true),
+        answer => Ok(!answer?.json::<String>()?.is_empty()),
+    }
 }
