@@ -89,16 +89,7 @@ impl Workers {
 
     fn follow(&mut self, cluster: &ClusterSettings, events: &Sender<Event>) {
         let (orders, inbox) = mpsc::channel(ORDERS);
-        let Store::Etcd(etcd) = &cluster.store;
-        let store = dcs::etcd::EtcdConfig {
-            endpoints: etcd.endpoints.clone(),
-            tls_ca: cluster.tls.ca.clone(),
-            tls_cert: cluster.tls.cert.clone(),
-            tls_key: cluster.tls.key.clone(),
-            username: etcd.username.clone(),
-            password_file: etcd.password_file.clone(),
-        };
-        let store = dcs::StoreConfig::Etcd(store);
+        let store = store(cluster);
         let config =
             |prefix| dcs::WorkerConfig { cluster: cluster.name.clone(), prefix, store: store.clone() };
         let (namespace, scope, group) = (&cluster.namespace, &cluster.scope, cluster.group);
@@ -159,5 +150,27 @@ impl Workers {
             tracing::warn!("some workers did not end within {} s", GRACE.as_secs());
             self.crew.shutdown().await;
         }
+    }
+}
+
+/// How to reach a cluster's store.
+fn store(cluster: &ClusterSettings) -> dcs::StoreConfig {
+    let config::TlsFiles { ca, cert, key } = cluster.tls.clone();
+    match &cluster.store {
+        Store::Etcd(etcd) => dcs::StoreConfig::Etcd(dcs::etcd::EtcdConfig {
+            endpoints: etcd.endpoints.clone(),
+            tls_ca: ca,
+            tls_cert: cert,
+            tls_key: key,
+            username: etcd.username.clone(),
+            password_file: etcd.password_file.clone(),
+        }),
+        Store::Consul(consul) => dcs::StoreConfig::Consul(dcs::consul::ConsulConfig {
+            endpoints: consul.endpoints.clone(),
+            tls_ca: ca,
+            tls_cert: cert,
+            tls_key: key,
+            token_file: cluster.token_file.clone(),
+        }),
     }
 }

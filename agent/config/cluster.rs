@@ -76,14 +76,16 @@ fn read(table: &Table<'_>) -> Option<(ClusterConfig, ClusterSettings)> {
     let max_fact_age = table.duration("max_fact_age", Duration::from_secs(1));
     let token_file = table.path("token_file");
     let probe = probe(table);
-    table.later(&["patroni_hosts", "on_dcs_loss", "token_file"]);
+    table.later(&["patroni_hosts", "on_dcs_loss"]);
+    if !matches!(store, Store::Consul(_)) {
+        table.later_so(&["token_file"], ": it is for Consul");
+    }
     table.finish();
 
     let scope = scope?;
     let name = group.map_or_else(|| scope.clone(), |group| format!("{scope}/{group}"));
     let max_fact_age = max_fact_age.unwrap_or(Duration::from_secs(10));
     let core = ClusterConfig { name: name.clone(), max_fact_age };
-    let store = Store::Etcd(store);
     let shell = ClusterSettings {
         name,
         scope,
@@ -116,41 +118,47 @@ fn namespace(text: &str) -> Result<String, String> {
 }
 
 /// The store. Without `dcs` it is etcd, unless only `patroni_hosts` are given.
-fn store(table: &Table<'_>, tls: &TlsFiles, patroni_hosts: &[String]) -> EtcdSettings {
+fn store(table: &Table<'_>, tls: &TlsFiles, patroni_hosts: &[String]) -> Store {
     let given = table.item("dcs");
     let dcs = match &given {
         Some(item) => item.word(&STORES),
         None if !patroni_hosts.is_empty() && !table.has("endpoints") => Some(Dcs::Patroni),
         None => Some(Dcs::Etcd),
     };
-    if let Some(other) = dcs.filter(|dcs| *dcs != Dcs::Etcd) {
+    let followed = matches!(dcs, Some(Dcs::Etcd | Dcs::Consul));
+    if let Some(other) = dcs.filter(|_| !followed) {
         let word = STORES.iter().find(|(_, dcs)| *dcs == other).map_or("", |(word, _)| *word);
-        let message = format!("this version follows etcd only, not {word}");
+        let message = format!("this version follows etcd and Consul only, not {word}");
         match given.or_else(|| table.item("patroni_hosts")) {
-            Some(item) => item.error_help(message, "write dcs = \"etcd\" and its endpoints"),
+            Some(item) => item.error_help(message, "write dcs = \"etcd\" or \"consul\", and its endpoints"),
             None => table.error(message),
         }
     }
     let scheme = if *tls == TlsFiles::default() { "http" } else { "https" };
-    let endpoints = match dcs {
-        Some(Dcs::Etcd) => addresses(table, "endpoints", scheme),
+    let port = if dcs == Some(Dcs::Consul) { 8500 } else { 2379 };
+    let endpoints = match followed {
+        true => addresses(table, "endpoints", scheme),
         // Their forms differ; what is wrong is said already.
-        _ => table.list("endpoints").map(|_| Vec::new()),
+        false => table.list("endpoints").map(|_| Vec::new()),
     };
-    if let (Some(Dcs::Etcd), Some([])) = (dcs, endpoints.as_deref())
+    if let (true, Some([])) = (followed, endpoints.as_deref())
         && let Some(item) = table.item("endpoints")
         && table.list("endpoints").is_some_and(|list| list.is_empty())
     {
-        item.error_help("no endpoint is given", "write endpoints = [\"http://127.0.0.1:2379\"]");
+        let help = format!("write endpoints = [\"http://127.0.0.1:{port}\"]");
+        item.error_help("no endpoint is given", help);
+    }
+    let endpoints = endpoints.unwrap_or_else(|| vec![format!("{scheme}://127.0.0.1:{port}")]);
+    if dcs == Some(Dcs::Consul) {
+        for item in ["username", "password_file"].into_iter().filter_map(|key| table.item(key)) {
+            item.error_help("Consul has no users", "write the file of its token: token_file = \"…\"");
+        }
+        return Store::Consul(ConsulSettings { endpoints });
     }
     let username = table.text("username");
     let password_file = table.path("password_file");
     pair(table, "username", "password_file");
-    EtcdSettings {
-        endpoints: endpoints.unwrap_or_else(|| vec![format!("{scheme}://127.0.0.1:2379")]),
-        username,
-        password_file,
-    }
+    Store::Etcd(EtcdSettings { endpoints, username, password_file })
 }
 
 /// A list of addresses; one that is wrong is reported and left out.

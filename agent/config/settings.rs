@@ -38,9 +38,10 @@ impl Settings {
     pub fn secret_files(&self) -> Vec<&Path> {
         let mut all: Vec<&Path> = Vec::new();
         for c in &self.clusters {
-            let Store::Etcd(etcd) = &c.store;
             all.extend(c.tls.key.as_deref());
-            all.extend(etcd.password_file.as_deref());
+            if let Store::Etcd(etcd) = &c.store {
+                all.extend(etcd.password_file.as_deref());
+            }
             all.extend(c.token_file.as_deref());
             all.extend(c.probe.as_ref().and_then(|p| p.password_file.as_deref()));
         }
@@ -93,6 +94,8 @@ pub struct ClusterSettings {
 pub enum Store {
     /// etcd, version 3.
     Etcd(EtcdSettings),
+    /// Consul.
+    Consul(ConsulSettings),
 }
 
 /// How to reach etcd.
@@ -104,6 +107,13 @@ pub struct EtcdSettings {
     pub username: Option<String>,
     /// Holds the password.
     pub password_file: Option<PathBuf>,
+}
+
+/// How to reach Consul; its token is [`ClusterSettings::token_file`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConsulSettings {
+    /// Addresses, with their scheme.
+    pub endpoints: Vec<String>,
 }
 
 /// `on_dcs_loss`.

@@ -2,6 +2,7 @@
 //! keys and one for our own: read everything, watch, and when the watch breaks read everything again. One publisher per
 //! cluster puts our own keys.
 
+pub mod consul;
 pub mod etcd;
 mod follow;
 mod publish;
@@ -33,6 +34,8 @@ pub struct WorkerConfig {
 pub enum StoreConfig {
     /// etcd, version 3 of its API.
     Etcd(etcd::EtcdConfig),
+    /// Consul.
+    Consul(consul::ConsulConfig),
 }
 
 /// The prefix of a cluster's keys: `/service/main/`, or `/service/main/0/` for a Citus group.
@@ -64,6 +67,10 @@ pub async fn run(
             let store = etcd::Etcd::new(etcd, config.prefix);
             follow::run(Whose::Patronis, config.cluster, store, Prompt::Orders(orders), report, stop).await;
         }
+        StoreConfig::Consul(consul) => {
+            let store = consul::Consul::new(consul, &config.prefix);
+            follow::run(Whose::Patronis, config.cluster, store, Prompt::Orders(orders), report, stop).await;
+        }
     }
 }
 
@@ -74,6 +81,10 @@ pub async fn run_peers(config: WorkerConfig, events: Sender<Event>, stop: Cancel
     match config.store {
         StoreConfig::Etcd(etcd) => {
             let store = etcd::Etcd::new(etcd, config.prefix);
+            follow::run(Whose::Agents, config.cluster, store, Prompt::Every(PEERS_AGAIN), report, stop).await;
+        }
+        StoreConfig::Consul(consul) => {
+            let store = consul::Consul::new(consul, &config.prefix);
             follow::run(Whose::Agents, config.cluster, store, Prompt::Every(PEERS_AGAIN), report, stop).await;
         }
     }
@@ -107,6 +118,10 @@ pub async fn run_publisher(
     match config.store {
         StoreConfig::Etcd(etcd) => {
             let store = etcd::EtcdKeys::new(etcd, config.prefix);
+            publish::run(config.cluster, store, ttl, orders, report, stop).await;
+        }
+        StoreConfig::Consul(consul) => {
+            let store = consul::ConsulKeys::new(consul, &config.prefix);
             publish::run(config.cluster, store, ttl, orders, report, stop).await;
         }
     }

@@ -108,17 +108,23 @@ fn follow(endpoints: Vec<String>, room: usize) -> Worker {
 }
 
 fn follow_with(store: EtcdConfig, room: usize) -> Worker {
+    follow_store(StoreConfig::Etcd(store), room)
+}
+
+/// A follower of Patroni's keys in any store.
+pub fn follow_store(store: StoreConfig, room: usize) -> Worker {
     let prefix = dcs::prefix("/service/", "main", None);
-    let config = WorkerConfig { cluster: "main".into(), prefix, store: StoreConfig::Etcd(store) };
+    let config = WorkerConfig { cluster: "main".into(), prefix, store };
     Worker::start(room, |orders, events, stop| dcs::run(config, orders, events, stop))
 }
 
-fn read_store() -> Order {
+/// The order to read it.
+pub fn read_store() -> Order {
     Order::ReadStore { cluster: "main".into() }
 }
 
 /// The next read; failures before it are collected.
-async fn next_read(follower: &mut Worker) -> (StoreRead, Vec<String>) {
+pub async fn next_read(follower: &mut Worker) -> (StoreRead, Vec<String>) {
     let mut failures = Vec::new();
     loop {
         match follower.next().await {
@@ -130,7 +136,8 @@ async fn next_read(follower: &mut Worker) -> (StoreRead, Vec<String>) {
     }
 }
 
-async fn next_change(follower: &mut Worker) -> StoreChange {
+/// The next change, before anything else.
+pub async fn next_change(follower: &mut Worker) -> StoreChange {
     match follower.next().await {
         Event::StoreChanged { change, .. } => change,
         other => panic!("{other:?}"),
@@ -143,7 +150,8 @@ async fn watching(etcd: &mut Client, follower: &mut Worker) {
     assert_eq!(next_change(follower).await.changes[0].0, "history");
 }
 
-fn text(read: &StoreRead, key: &str) -> Option<String> {
+/// The value of a key.
+pub fn text(read: &StoreRead, key: &str) -> Option<String> {
     read.keys.get(key).map(|stored| String::from_utf8(stored.value.clone()).unwrap())
 }
 

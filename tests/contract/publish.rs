@@ -18,27 +18,42 @@ const LONG: Duration = Duration::from_secs(60);
 /// Orders are answered within this, and a test may be late by a little.
 const ANSWER: Duration = Duration::from_millis(2_000);
 
-fn config(endpoints: Vec<String>) -> WorkerConfig {
-    let store = StoreConfig::Etcd(EtcdConfig { endpoints, ..EtcdConfig::default() });
+fn config(store: StoreConfig) -> WorkerConfig {
     WorkerConfig { cluster: "main".into(), prefix: dcs::own_prefix("/service/", "main", None), store }
 }
 
+fn etcd(endpoints: Vec<String>) -> StoreConfig {
+    StoreConfig::Etcd(EtcdConfig { endpoints, ..EtcdConfig::default() })
+}
+
 fn publisher(endpoints: Vec<String>, ttl: Duration) -> Worker {
-    let config = PublisherConfig { worker: config(endpoints), ttl };
-    Worker::start(64, |orders, events, stop| dcs::run_publisher(config, orders, events, stop))
+    publish_into(etcd(endpoints), ttl)
 }
 
 fn follower(endpoints: Vec<String>) -> Worker {
-    let config = config(endpoints);
+    follow_in(etcd(endpoints))
+}
+
+/// A publisher into any store.
+pub fn publish_into(store: StoreConfig, ttl: Duration) -> Worker {
+    let config = PublisherConfig { worker: config(store), ttl };
+    Worker::start(64, |orders, events, stop| dcs::run_publisher(config, orders, events, stop))
+}
+
+/// A follower of our own keys in any store.
+pub fn follow_in(store: StoreConfig) -> Worker {
+    let config = config(store);
     Worker::start(64, |_orders, events, stop| dcs::run_peers(config, events, stop))
 }
 
-fn publish(keys: &[(&str, &str)]) -> Order {
+/// The order to publish these leased keys.
+pub fn publish(keys: &[(&str, &str)]) -> Order {
     let keys = keys.iter().map(|(key, value)| ((*key).into(), value.as_bytes().into())).collect();
     Order::Publish { cluster: "main".into(), keys }
 }
 
-fn put(key: &str, value: Option<&str>) -> Order {
+/// The order to put a key without a lease.
+pub fn put(key: &str, value: Option<&str>) -> Order {
     Order::PutKey { cluster: "main".into(), key: key.into(), value: value.map(Into::into) }
 }
 
@@ -56,12 +71,13 @@ async fn values(etcd: &mut Client) -> Vec<(String, String)> {
     stored(etcd).await.into_iter().map(|(key, (value, ..))| (key, value)).collect()
 }
 
-fn pairs(list: &[(&str, &str)]) -> Vec<(String, String)> {
+/// Keys and values.
+pub fn pairs(list: &[(&str, &str)]) -> Vec<(String, String)> {
     list.iter().map(|(key, value)| ((*key).into(), (*value).into())).collect()
 }
 
 /// The next word about the lease: its time to live, or none.
-async fn lease_word(publisher: &mut Worker) -> Option<Duration> {
+pub async fn lease_word(publisher: &mut Worker) -> Option<Duration> {
     loop {
         if let Event::LeaseKept { cluster, lease } = publisher.next().await {
             assert_eq!(cluster, "main");
@@ -111,10 +127,15 @@ async fn exactly_the_ordered_keys_are_there_and_one_order_is_one_revision() {
 #[tokio::test]
 async fn our_own_follower_sees_puts_and_deletes() {
     let cluster = Cluster::start(1).await;
-    let mut follower = follower(cluster.endpoints(&[0]));
+    puts_and_deletes_are_seen(etcd(cluster.endpoints(&[0]))).await;
+}
+
+/// What is published into a store is seen by its follower.
+pub async fn puts_and_deletes_are_seen(store: StoreConfig) {
+    let mut follower = follow_in(store.clone());
     let Event::PeersRead { read, .. } = follower.next().await else { panic!("it reads first") };
     assert!(read.keys.is_empty() && read.leader_ttl.is_none());
-    let mut publisher = publisher(cluster.endpoints(&[0]), LONG);
+    let mut publisher = publish_into(store, LONG);
     // A full read in between may be the one to tell.
     let mut key = async |wanted: Option<&str>| loop {
         match follower.next().await {
