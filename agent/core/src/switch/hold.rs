@@ -155,12 +155,14 @@ pub fn step(facts: &Facts<'_>, state: &mut SwitchState) -> Option<Change> {
     Some(Change::Began(why))
 }
 
-/// Clients are served again after all: the watched server says so, or somebody is writable where none is watched.
+/// Writers are served again after all. That the watched server merely accepts connections does not say so: a primary that
+/// lost its store comes up again as a replica.
 fn serves_again(facts: &Facts<'_>, state: &SwitchState) -> bool {
-    match (&state.server, &state.watched) {
-        (Some(sign), _) => matches!(sign.word, ServerWord::Up | ServerWord::InRecovery(false)),
-        (None, None) => facts.writable().is_some(),
-        (None, Some(_)) => false,
+    match state.server.as_ref().map(|sign| &sign.word) {
+        Some(ServerWord::InRecovery(false)) => true,
+        Some(ServerWord::Up) => facts.writable().is_some(),
+        Some(_) => false,
+        None => state.watched.is_none() && facts.writable().is_some(),
     }
 }
 
