@@ -339,3 +339,36 @@ fn end(state: &mut SwitchState, hold: &Hold) {
         state.ended.pop_front();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::example::{at, config, keys, observed, read, view};
+    use crate::switch::ServerSign;
+
+    #[test]
+    fn a_server_that_merely_accepts_connections_does_not_end_what_was_given_up() {
+        let config = config();
+        let cluster = &config.clusters[0];
+        let endpoint = Endpoint { host: "10.0.0.1".into(), port: 5432 };
+        let given_up = |known: &Observed, word: ServerWord| {
+            let sign = ServerSign { endpoint: endpoint.clone(), word, at: at(1_400) };
+            let mut state = SwitchState {
+                given_up: Some(endpoint.clone()),
+                watched: Some(endpoint.clone()),
+                server: Some(sign),
+                ..SwitchState::default()
+            };
+            let facts =
+                Facts { config: &config, cluster, observed: known, led_to: &[], limit: None, now: at(1_500) };
+            step(&facts, &mut state);
+            state.given_up.is_some()
+        };
+        let mut known = observed(&config, at(1_000));
+        assert!(!given_up(&known, ServerWord::Up), "the leader is proved writable");
+        assert!(given_up(&known, ServerWord::InRecovery(true)));
+        view(&mut known).observe_read(&config, at(1_200), read(11, at(1_200), keys(2)));
+        assert!(given_up(&known, ServerWord::Up), "nobody is proved writable");
+        assert!(!given_up(&known, ServerWord::InRecovery(false)), "its own word is a proof");
+    }
+}
