@@ -10,7 +10,7 @@ use pgsquire_core::event::{Event, Outcome};
 use pgsquire_core::time::Time;
 use reqwest::Client;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::sync::mpsc::{Receiver, Sender};
 use tokio_util::sync::CancellationToken;
 
@@ -110,6 +110,7 @@ async fn ask(
 }
 
 async fn get(client: &Client, address: &str) -> Result<Outcome, String> {
+    let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let mut response = client.get(address).send().await.map_err(|e| words(&e))?;
     let code = response.status().as_u16();
     let mut body = Vec::new();
@@ -119,7 +120,7 @@ async fn get(client: &Client, address: &str) -> Result<Outcome, String> {
         }
         body.extend_from_slice(&chunk);
     }
-    Ok(Outcome::Member { code, body })
+    Ok(Outcome::Member { code, body, wall })
 }
 
 /// Patroni publishes the address of its status page (`http://host:8008/patroni`) as its API's address.

@@ -78,6 +78,10 @@ fn cluster(page: &Page, cluster: &Cluster, paint: Paint, lines: &mut Vec<String>
         lines.extend(labelled(2, "holding", &reason.text));
         because(reason, lines);
     }
+    if let Some(away) = &cluster.away {
+        lines.extend(labelled(2, "verdicts", &away.sentence()));
+        because(&away.reason, lines);
+    }
     if let Some(hold) = &cluster.switch.hold {
         lines.extend(labelled(2, "waiting", &hold.sentence()));
     }
@@ -135,7 +139,7 @@ fn because(reason: &Reason, lines: &mut Vec<String>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use pgsquire_core::config::{Mode, RouteTo};
+    use pgsquire_core::config::{Mode, OnDcsLoss, RouteTo};
     use pgsquire_core::rule::{Reason, Rule};
     use pgsquire_core::status::*;
     use pgsquire_core::time::Time;
@@ -196,6 +200,12 @@ mod tests {
                     version: None,
                     tags: vec!["nofailover=true".to_owned()],
                 }],
+                away: Some(AwayStatus {
+                    policy: OnDcsLoss::Confirm,
+                    leader: Some("pg1".to_owned()),
+                    reason: Reason::new(Rule::StoreAway, "2 of 3 members' word vouches for pg1"),
+                    ends_in_ms: Some(2_400),
+                }),
                 holding: None,
                 problems: vec![],
                 switch: Default::default(),

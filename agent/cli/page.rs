@@ -61,10 +61,13 @@ page! {
         pause: bool,
         standby_cluster: bool,
         members: Vec<Member>,
+        away: Option<Away>,
         holding: Option<Reason>,
         problems: Vec<String>,
         switch: Switch,
     }
+    /// What verdicts rest on while the store is away.
+    Away { policy: String, leader: Option<String>, reason: Reason, ends_in_ms: Option<u64>, }
     /// What happens around a switch.
     Switch {
         hold: Option<Hold>,
@@ -121,6 +124,24 @@ page! {
     }
     /// An order that would be given.
     Planned { order: String, reason: Reason, }
+}
+
+impl Away {
+    /// Which branch of `on_dcs_loss` is in force.
+    pub fn sentence(&self) -> String {
+        let policy = &self.policy;
+        match (&self.leader, self.ends_in_ms) {
+            (Some(leader), Some(ms)) => {
+                let left = Human(Duration::from_millis(ms));
+                format!(
+                    "the store is away (on_dcs_loss = {policy}): {leader} is vouched for, {left} at a time"
+                )
+            }
+            _ => {
+                format!("the store is away (on_dcs_loss = {policy}): nobody is vouched for, verdicts are red")
+            }
+        }
+    }
 }
 
 impl Page {

@@ -108,6 +108,9 @@ fn cluster(page: &Page, cluster: &Cluster, paint: Paint, lines: &mut Vec<String>
     if let Some(reason) = &cluster.holding {
         warn(&format!("nothing moves: {reason}"));
     }
+    if let Some(away) = &cluster.away {
+        warn(&away.sentence());
+    }
     for problem in cluster.problems.iter().chain(&cluster.switch.troubles) {
         warn(problem);
     }

@@ -4,7 +4,7 @@ use super::file::{conninfo, pair, tls};
 use super::reader::{Item, Table};
 use super::settings::*;
 use super::units;
-use pgsquire_core::config::ClusterConfig;
+use pgsquire_core::config::{ClusterConfig, OnDcsLoss};
 use std::time::Duration;
 
 /// All clusters, and what the tables that name one must know.
@@ -76,7 +76,6 @@ fn read(table: &Table<'_>) -> Option<(ClusterConfig, ClusterSettings)> {
     let max_fact_age = table.duration("max_fact_age", Duration::from_secs(1));
     let token_file = table.path("token_file");
     let probe = probe(table);
-    table.later(&["patroni_hosts", "on_dcs_loss"]);
     if !matches!(store, Store::Consul(_)) {
         table.later_so(&["token_file"], ": it is for Consul");
     }
@@ -85,19 +84,8 @@ fn read(table: &Table<'_>) -> Option<(ClusterConfig, ClusterSettings)> {
     let scope = scope?;
     let name = group.map_or_else(|| scope.clone(), |group| format!("{scope}/{group}"));
     let max_fact_age = max_fact_age.unwrap_or(Duration::from_secs(10));
-    let core = ClusterConfig { name: name.clone(), max_fact_age };
-    let shell = ClusterSettings {
-        name,
-        scope,
-        namespace,
-        group,
-        store,
-        tls,
-        token_file,
-        patroni_hosts,
-        on_dcs_loss,
-        probe,
-    };
+    let core = ClusterConfig { name: name.clone(), max_fact_age, on_dcs_loss, patroni_hosts };
+    let shell = ClusterSettings { name, scope, namespace, group, store, tls, token_file, probe };
     Some((core, shell))
 }
 

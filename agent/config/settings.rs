@@ -81,10 +81,6 @@ pub struct ClusterSettings {
     pub tls: TlsFiles,
     /// Consul's token.
     pub token_file: Option<PathBuf>,
-    /// REST addresses of members, with their scheme.
-    pub patroni_hosts: Vec<String>,
-    /// What to do while the store is away.
-    pub on_dcs_loss: OnDcsLoss,
     /// A direct login to the members.
     pub probe: Option<ProbeSettings>,
 }
@@ -114,17 +110,6 @@ pub struct EtcdSettings {
 pub struct ConsulSettings {
     /// Addresses, with their scheme.
     pub endpoints: Vec<String>,
-}
-
-/// `on_dcs_loss`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum OnDcsLoss {
-    /// Keep the last verdict while the server confirms it.
-    Hold,
-    /// Red at `max_fact_age`.
-    FailClosed,
-    /// Ask Patroni's members.
-    Confirm,
 }
 
 /// `probe` and `probe_password_file`.

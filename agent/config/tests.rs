@@ -109,8 +109,12 @@ fn what_is_in_force_is_no_warning() {
     assert_eq!(problems, []);
     let probe = settings.expect("accepted").clusters[0].probe.clone();
     assert_eq!(probe.expect("a probe").conninfo, "user=pgsquire dbname=postgres");
-    let problems = parse("[[cluster]]\nscope = 'm'\non_dcs_loss = 'hold'\n", "h").1;
-    assert!(problems[0].message.contains("has no effect"), "{problems:?}");
+    let text = "[[cluster]]\nscope = 'm'\non_dcs_loss = 'fail-closed'\npatroni_hosts = ['a:8008']\nendpoints = ['e:2379']\n";
+    let (settings, problems) = parse(text, "h");
+    assert_eq!(problems, []);
+    let cluster = settings.expect("accepted").core.clusters[0].clone();
+    assert_eq!(cluster.on_dcs_loss, pgsquire_core::config::OnDcsLoss::FailClosed);
+    assert_eq!(cluster.patroni_hosts, ["http://a:8008"]);
 }
 
 #[test]

@@ -133,6 +133,7 @@ mod tests {
             pause: false,
             standby_cluster: false,
             members: Vec::new(),
+            away: None,
             holding: None,
             problems: Vec::new(),
             switch: Default::default(),

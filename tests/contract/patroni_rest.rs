@@ -94,7 +94,7 @@ async fn members_answer_in_their_own_time() {
     }
     assert!(began.elapsed().as_millis() < 2000, "one second, side by side: {:?}", began.elapsed());
     let status = |member: &str| match &answers[member] {
-        Outcome::Member { code, body } => read_member_status(*code, body).unwrap(),
+        Outcome::Member { code, body, .. } => read_member_status(*code, body).unwrap(),
         other => panic!("{member}: {other:?}"),
     };
     assert!(status("leader").is_writable());
@@ -131,7 +131,7 @@ async fn a_private_certificate_is_asked_for_and_shown() {
     let with = WorkerConfig { tls_ca: Some(tls.ca), tls_cert: Some(tls.cert), tls_key: Some(tls.key) };
     let mut worker = asker(with.clone());
     let body = until("openssl answers", async || match worker.outcome(ask("pg1", &url)).await {
-        Outcome::Member { code: 200, body } => Some(body),
+        Outcome::Member { code: 200, body, .. } => Some(body),
         _ => None,
     })
     .await;

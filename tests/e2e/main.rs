@@ -11,6 +11,7 @@ mod ini;
 mod kill;
 mod ledger;
 mod observe;
+mod outage;
 mod partition;
 mod quickstart;
 mod routes;

@@ -331,7 +331,7 @@ fn short(event: &Event) -> String {
             let keys: Vec<&str> = change.changes.iter().map(|(key, _)| key.as_str()).collect();
             format!("store changed at revision {}: {}", change.revision, keys.join(", "))
         }
-        Event::Done { id, outcome: Outcome::Member { code, body }, .. } => {
+        Event::Done { id, outcome: Outcome::Member { code, body, .. }, .. } => {
             format!("done {}: {code} {}", id.0, String::from_utf8_lossy(body))
         }
         other => format!("{other:?}"),

@@ -25,6 +25,8 @@ pub enum Fault {
     Rest(usize, usize),
     /// A member's Patroni cannot reach the store.
     MemberStore(usize, usize),
+    /// A member's host is cut off from everybody but its own pooler and clients.
+    Isolated(usize, usize),
     /// A member falls behind.
     Lag(usize, usize),
     /// A member is promoted by hand.
@@ -141,6 +143,7 @@ impl World {
             Fault::PatroniDead(c, m),
             Fault::Rest(c, m),
             Fault::MemberStore(c, m),
+            Fault::Isolated(c, m),
             Fault::Lag(c, m),
             Fault::Pause(c),
             Fault::Outage(c),
@@ -183,6 +186,7 @@ impl World {
             | Fault::PatroniDead(..)
             | Fault::Rest(..)
             | Fault::MemberStore(..)
+            | Fault::Isolated(..)
             | Fault::Lag(..)
             | Fault::Restart(..)
             | Fault::CalledOff(..)
@@ -226,6 +230,12 @@ impl World {
             Fault::PatroniFrozen(c, m) => self.clusters[c].members[m].patroni.frozen = on,
             Fault::Rest(c, m) => self.clusters[c].members[m].rest_dead = on,
             Fault::MemberStore(c, m) => self.clusters[c].members[m].store_cut = on,
+            Fault::Isolated(c, m) => {
+                self.clusters[c].members[m].isolated = on;
+                if let Some(h) = self.hosts.iter().position(|host| host.local == Some((c, m))) {
+                    self.cut_store(h, 0, on);
+                }
+            }
             Fault::Lag(c, m) => self.clusters[c].members[m].pg.lag = if on { 64 << 20 } else { 0 },
             Fault::PromotedByHand(c, m) if on => {
                 self.clusters[c].by_hand = true;

@@ -2,7 +2,7 @@
 
 use crate::agent_host::Host;
 use crate::world::World;
-use pgsquire_core::config::RouteTo;
+use pgsquire_core::config::{OnDcsLoss, RouteTo};
 use pgsquire_core::event::{Event, Outcome};
 use pgsquire_core::time::Time;
 use pgsquire_core::topology::Endpoint;
@@ -80,12 +80,15 @@ impl World {
             return Err(format!("{} says primary, but was not writable for {PROBE_AGE:?}", host.name));
         }
         let lost = cluster.lost.get(&member.name).is_some_and(|at| self.now.since(*at) <= PROBE_AGE);
-        if cluster.rebuilt.is_none() && cluster.holder.as_ref() != Some(&member.name) && !lost {
+        // Nobody else takes over from it.
+        let unrivalled = member.patroni.failsafe_until > self.now || member.patroni.paused;
+        let keeps = lost || unrivalled && self.setup.on_dcs_loss != OnDcsLoss::FailClosed;
+        if cluster.rebuilt.is_none() && cluster.holder.as_ref() != Some(&member.name) && !keeps {
             return Err(format!("{} says primary, but lost the leader key long ago", host.name));
         }
         let read = host.memory.stores.get(&cluster.name).and_then(|store| store.read);
         match read.map(|at| (self.now + host.clock).since(at)) {
-            Some(age) if age <= MAX_FACT_AGE => Ok(()),
+            Some(age) if age <= MAX_FACT_AGE || self.setup.on_dcs_loss != OnDcsLoss::FailClosed => Ok(()),
             age => Err(format!("{} says primary, but read the store {age:?} ago", host.name)),
         }
     }
@@ -132,6 +135,11 @@ impl World {
                 continue;
             }
             for route in &pooler.routes {
+                let away =
+                    status.clusters.iter().find(|c| c.name == route.cluster).and_then(|c| c.away.as_ref());
+                if route.target.is_none() && away.is_some_and(|away| away.leader.is_some()) {
+                    continue;
+                }
                 let Some(target) = &route.target else {
                     return Err((
                         "S2",

@@ -41,8 +41,9 @@ impl World {
         self.broken("L1", format!("not settled {BOUND} s after all was mended: {why}"));
     }
 
-    /// Patroni itself went back to an older timeline (its store was rebuilt from a snapshot): the agents refuse that until
-    /// the operator says that it is right.
+    /// Patroni itself went back to an older timeline (its store was rebuilt from a snapshot), or a store that tells no
+    /// leases came back from one, which looks as if it had fallen behind: the agents refuse that until the operator says
+    /// that it is right.
     fn forget_terms(&mut self) {
         for h in 0..self.hosts.len() {
             for f in 0..self.hosts[h].follows.len() {
@@ -51,7 +52,10 @@ impl World {
                 let timeline = cluster.members.iter().find(leads).map_or(0, |m| m.pg.timeline);
                 let name = cluster.name.clone();
                 let kept = self.hosts[h].state.terms.get(&name).and_then(|term| term.timeline);
-                if kept.is_some_and(|kept| kept.0 > timeline) {
+                let status = self.hosts[h].status.as_ref();
+                let view = status.and_then(|status| status.clusters.iter().find(|c| c.name == name));
+                let unproved = !cluster.tells_leases && view.is_some_and(|view| view.holding.is_some());
+                if unproved || kept.is_some_and(|kept| kept.0 > timeline) {
                     self.hosts[h].memory.forget();
                     let run = self.hosts[h].run;
                     self.tell(h, run, vec![Event::TermForgotten { cluster: name }]);
@@ -111,6 +115,9 @@ impl World {
         for cluster in &status.clusters {
             if let Some(hold) = &cluster.switch.hold {
                 return Err(format!("{} is held: {}", cluster.name, hold.why));
+            }
+            if let Some(why) = &cluster.holding {
+                return Err(format!("{} is not followed: {}", cluster.name, why.text));
             }
             if host.state.terms.get(&cluster.name) != cluster.term.as_ref() {
                 return Err(format!("the term of {} is not kept", cluster.name));

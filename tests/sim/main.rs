@@ -15,6 +15,7 @@ mod memory;
 mod mending;
 mod mutants;
 mod orders;
+mod outages;
 mod patroni;
 mod pausing;
 mod peers;

@@ -51,6 +51,7 @@ mutants! {
     back_off => BackOff,
     verdict_ends => VerdictEnds,
     primary_up => PrimaryUp,
+    store_away => StoreAway,
     observe_mode => ObserveMode,
     once_only => OnceOnly,
     drain_planned => DrainPlanned,

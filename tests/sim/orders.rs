@@ -277,6 +277,7 @@ impl World {
                 && !other.patroni.frozen
                 && !other.store_cut
                 && !other.rest_dead
+                && !other.isolated
         });
         claims.map(|(_, other)| other.name.clone()).next()
     }

@@ -1,7 +1,7 @@
 //! Patroni's loop, as far as its neighbours can see it.
 
 use crate::postgres::Run;
-use crate::world::{Thing, World};
+use crate::world::{Member, Thing, World};
 use pgsquire_core::event::{Event, Hint, HookKind};
 use pgsquire_core::time::Time;
 use std::time::Duration;
@@ -44,6 +44,14 @@ pub struct Patroni {
     pub cached_role: &'static str,
     /// The state that it says, whatever its server does.
     pub state: Option<&'static str>,
+    /// When it last saw its store.
+    pub store_seen: Time,
+    /// It is paused, as far as it knows.
+    pub paused: bool,
+    /// A primary that cannot reach its store asked every member, and all answered: it goes on until then.
+    pub failsafe_until: Time,
+    /// A primary has asked: it does not race for the lock until then.
+    asked_until: Time,
     /// A promotion was refused: it is out of the race until then.
     no_race_until: Time,
     next_loop: Time,
@@ -60,6 +68,10 @@ impl Patroni {
             action: Action::Idle,
             cached_role: if primary { "primary" } else { "replica" },
             state: None,
+            store_seen: Time::ZERO,
+            paused: false,
+            failsafe_until: Time::ZERO,
+            asked_until: Time::ZERO,
             no_race_until: Time::ZERO,
             next_loop: Time::ZERO,
         }
@@ -200,7 +212,8 @@ impl World {
 
     /// Whether a member's Patroni reaches its store.
     fn reaches_store(&self, c: usize, m: usize) -> bool {
-        !self.clusters[c].store.outage && !self.clusters[c].members[m].store_cut
+        let member = &self.clusters[c].members[m];
+        !self.clusters[c].store.outage && !member.store_cut && !member.isolated
     }
 
     fn patroni_loop(&mut self, c: usize, m: usize) {
@@ -218,6 +231,9 @@ impl World {
             self.without_store(c, m);
             return;
         }
+        let paused = self.clusters[c].paused;
+        let patroni = &mut self.clusters[c].members[m].patroni;
+        (patroni.store_seen, patroni.paused, patroni.failsafe_until) = (now, paused, Time::ZERO);
         self.clusters[c].store.expire(now);
         let until = now + self.clusters[c].ttl;
         self.clusters[c].store.renew(m, until);
@@ -234,8 +250,9 @@ impl World {
 
     fn without_store(&mut self, c: usize, m: usize) {
         let cluster = &mut self.clusters[c];
-        let (loop_wait, ttl, paused) = (cluster.loop_wait, cluster.ttl, cluster.paused);
+        let (loop_wait, ttl) = (cluster.loop_wait, cluster.ttl);
         let member = &mut cluster.members[m];
+        let paused = member.patroni.paused;
         if member.pg.is_writable() && member.patroni.action == Action::Idle && !paused {
             member.patroni.action = Action::GivingUp;
             let retry = (ttl - loop_wait) / 2;
@@ -249,9 +266,28 @@ impl World {
         if self.reaches_store(c, m) {
             return self.wake_patroni(c, m);
         }
-        if !self.clusters[c].paused {
+        if !self.clusters[c].members[m].patroni.paused && !self.goes_on_in_failsafe(c, m) {
             self.demote(c, m);
         }
+    }
+
+    /// `failsafe_mode`: a primary without its store goes on if every member answers it.
+    fn goes_on_in_failsafe(&mut self, c: usize, m: usize) -> bool {
+        let until = self.now + self.clusters[c].ttl;
+        let cluster = &mut self.clusters[c];
+        let alone = cluster.members[m].isolated;
+        let answers = |(n, other): (usize, &Member)| {
+            n == m || other.patroni.alive && !other.patroni.frozen && !other.rest_dead && !other.isolated
+        };
+        if !cluster.failsafe || alone || !cluster.members.iter().enumerate().all(answers) {
+            return false;
+        }
+        for other in &mut cluster.members {
+            other.patroni.asked_until = until;
+        }
+        let patroni = &mut cluster.members[m].patroni;
+        (patroni.lock_until, patroni.failsafe_until) = (until, until);
+        true
     }
 
     /// An immediate demotion.
@@ -439,6 +475,7 @@ impl World {
                 && other.patroni.alive
                 && !other.patroni.frozen
                 && !other.rest_dead
+                && !other.isolated
         };
         let alone = !cluster.members.iter().any(answers);
         let member = &mut cluster.members[m];
@@ -446,6 +483,7 @@ impl World {
             && alone
             && member.patroni.action == Action::Idle
             && member.pg.lag < 1_000_000
+            && (is_primary || member.patroni.asked_until <= self.now)
             && (is_primary || !cluster.paused && member.patroni.no_race_until <= self.now);
         let wish = cluster.store.get("failover").filter(|wish| !wish.contains("scheduled_at"));
         let named = wish.is_none_or(|wish| {

@@ -339,7 +339,7 @@ impl World {
             }
             (false, false) => pooler.resume(&database),
         }
-        if ours {
+        if ours || !on {
             pooler.pauses.broken = now;
         }
         pooler.forget_ours();

@@ -47,11 +47,15 @@ impl World {
         )
     }
 
-    /// What `GET /primary` of the REST API at an address answers now; none: no answer.
-    pub fn rest_answer(&self, ip: &str) -> Option<(u16, Vec<u8>)> {
+    /// What `GET /primary` of the REST API at an address answers a host now; none: no answer.
+    pub fn rest_answer(&self, h: usize, ip: &str) -> Option<(u16, Vec<u8>)> {
         let (c, m) = self.find_member(|m| m.ip == ip)?;
         let member = self.member((c, m));
         if !member.patroni.alive || member.patroni.frozen || member.rest_dead {
+            return None;
+        }
+        let here = self.hosts[h].local;
+        if here != Some((c, m)) && (member.isolated || here.is_some_and(|at| self.member(at).isolated)) {
             return None;
         }
         let code = if member.patroni.lock_until > self.now { 200 } else { 503 };
@@ -74,9 +78,12 @@ impl World {
                 pg.timeline, pg.started
             ),
         };
-        let pause = if self.clusters[c].paused { "\"pause\":true," } else { "" };
+        let pause = if member.patroni.paused { "\"pause\":true," } else { "" };
+        let failsafe =
+            if member.patroni.failsafe_until > self.now { "\"failsafe_mode_is_active\":true," } else { "" };
+        let seen = member.patroni.store_seen.as_micros() / 1_000_000;
         let body = format!(
-            "{{\"state\":\"{state}\",\"role\":\"{role}\",{live}{pause}\"database_system_identifier\":\"{}\",\
+            "{{\"state\":\"{state}\",\"role\":\"{role}\",{live}{pause}{failsafe}\"dcs_last_seen\":{seen},\"database_system_identifier\":\"{}\",\
              \"patroni\":{{\"version\":\"4.0.4\",\"scope\":\"{}\",\"name\":\"{}\"}}}}",
             self.clusters[c].system, self.clusters[c].name, member.name
         );

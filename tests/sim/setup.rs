@@ -10,7 +10,7 @@ use crate::rng::Rng;
 use crate::watch::Follow;
 use crate::world::{Cluster, Member, Thing, World};
 use pgsquire_core::config::{
-    ClusterConfig, Config, Fence, LocalConfig, Mode, PoolerConfig, Route, RouteTo, SwitchConfig,
+    ClusterConfig, Config, Fence, LocalConfig, Mode, OnDcsLoss, PoolerConfig, Route, RouteTo, SwitchConfig,
 };
 use pgsquire_core::event::Restored;
 use pgsquire_core::pgbouncer::ini::Files;
@@ -38,6 +38,10 @@ pub struct ClusterSetup {
     pub old_words: bool,
     /// Patroni 3.0.2, which has no `before_stop`.
     pub old_patroni: bool,
+    /// `failsafe_mode` is on.
+    pub failsafe: bool,
+    /// The store tells how long the leader key lives (etcd does).
+    pub tells_leases: bool,
 }
 
 /// A pooler.
@@ -85,6 +89,8 @@ pub struct Setup {
     pub failover_hold: u64,
     /// What `pre_promote` waits for.
     pub fence: Fence,
+    /// What verdicts rest on while the store is away.
+    pub on_dcs_loss: OnDcsLoss,
     /// Clients ask at most so many milliseconds apart.
     pub pace: u64,
 }
@@ -109,6 +115,8 @@ impl Setup {
             loop_wait: 5,
             old_words: false,
             old_patroni: false,
+            failsafe: false,
+            tells_leases: true,
         };
         let member = |m| HostSetup { local: Some(m), mode: Mode::Enforce, poolers: Vec::new() };
         let mut hosts: Vec<HostSetup> = (0..3).map(member).collect();
@@ -130,6 +138,7 @@ impl Setup {
             calm: true,
             failover_hold: 45,
             fence: Fence::Advisory,
+            on_dcs_loss: OnDcsLoss::Confirm,
             pace: 400,
         }
     }
@@ -154,7 +163,18 @@ impl Setup {
         }
         let stale_after = *rng.pick(&[2, 5, 10]);
         let fence = *rng.pick(&[Fence::Off, Fence::Advisory, Fence::Advisory, Fence::Advisory]);
-        Setup { broken: None, clusters, hosts, stale_after, failover_hold: 45, calm: false, fence, pace: 400 }
+        let on_dcs_loss = *rng.pick(&[OnDcsLoss::Confirm, OnDcsLoss::Hold, OnDcsLoss::FailClosed]);
+        Setup {
+            broken: None,
+            clusters,
+            hosts,
+            stale_after,
+            failover_hold: 45,
+            calm: false,
+            fence,
+            on_dcs_loss,
+            pace: 400,
+        }
     }
 
     fn random_cluster(rng: &mut Rng) -> ClusterSetup {
@@ -168,6 +188,8 @@ impl Setup {
             loop_wait,
             old_words: rng.one_in(4),
             old_patroni: rng.one_in(8),
+            failsafe: rng.one_in(3),
+            tells_leases: !rng.one_in(3),
         }
     }
 
@@ -234,6 +256,7 @@ impl World {
                 patroni: Patroni::new(m == 0),
                 store_cut: false,
                 rest_dead: false,
+                isolated: false,
             }
         };
         Cluster {
@@ -248,6 +271,8 @@ impl World {
             ttl: Duration::from_secs(setup.ttl),
             loop_wait: Duration::from_secs(setup.loop_wait),
             paused: false,
+            failsafe: setup.failsafe,
+            tells_leases: setup.tells_leases,
             old_words: setup.old_words,
             rebuilt: None,
             key_deleted: None,
@@ -329,6 +354,8 @@ impl World {
         let cluster = |f: &Follow| ClusterConfig {
             name: self.clusters[f.cluster].name.clone(),
             max_fact_age: Duration::from_secs(10),
+            on_dcs_loss: self.setup.on_dcs_loss,
+            patroni_hosts: Vec::new(),
         };
         let local = setup.local.map(|m| LocalConfig {
             cluster: self.clusters[0].name.clone(),

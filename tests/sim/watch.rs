@@ -181,7 +181,9 @@ impl World {
             follow.sent = view.revision;
             follow.last = self.now + delay;
         }
-        Ok(told(name, view, started))
+        let tells_leases = self.clusters[self.hosts[h].follows[f].cluster].tells_leases;
+        let leader_ttl = view.leader_ttl.filter(|_| tells_leases);
+        Ok(told(name, View { leader_ttl, ..view }, started))
     }
 }
 

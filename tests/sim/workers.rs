@@ -7,6 +7,7 @@ use pgsquire_core::event::{LocalServer, Outcome};
 use pgsquire_core::pgbouncer::console::ConsoleView;
 use pgsquire_core::wal::{Lsn, Timeline};
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 /// What comes after a part.
 pub enum Next {
@@ -21,8 +22,10 @@ impl World {
     pub fn part(&mut self, job: &Job) -> Next {
         match &job.order {
             Order::ReadStore { cluster } => self.read_store(job, cluster),
-            Order::AskMember { url, .. } => Next::Done(self.ask(url, self.hosts[job.host].trouble.rest_cut)),
-            Order::AskLocalPatroni { url } => Next::Done(self.ask(url, false)),
+            Order::AskMember { url, .. } => {
+                Next::Done(self.ask(job, url, self.hosts[job.host].trouble.rest_cut))
+            }
+            Order::AskLocalPatroni { url } => Next::Done(self.ask(job, url, false)),
             Order::ProbeLocal => Next::Done(self.probe_local(job.host)),
             Order::KeepTerm { cluster, term, .. } => {
                 if self.hosts[job.host].trouble.state_full {
@@ -66,10 +69,11 @@ impl World {
         }
     }
 
-    fn ask(&self, url: &str, cut: bool) -> Outcome {
+    fn ask(&self, job: &Job, url: &str, cut: bool) -> Outcome {
         let ip = url.trim_start_matches("http://").trim_end_matches(":8008");
-        match self.rest_answer(ip).filter(|_| !cut) {
-            Some((code, body)) => Outcome::Member { code, body },
+        let wall = Duration::from_micros((job.started - self.hosts[job.host].clock).as_micros());
+        match self.rest_answer(job.host, ip).filter(|_| !cut) {
+            Some((code, body)) => Outcome::Member { code, body, wall },
             None => Outcome::Failed { why: "no answer within 2s".into() },
         }
     }

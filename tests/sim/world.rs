@@ -39,6 +39,8 @@ pub struct Member {
     pub store_cut: bool,
     /// Its REST API does not answer.
     pub rest_dead: bool,
+    /// Its host reaches neither the store nor another member, and none reaches it.
+    pub isolated: bool,
 }
 
 /// One Patroni cluster and its store.
@@ -66,6 +68,10 @@ pub struct Cluster {
     pub loop_wait: Duration,
     /// Patroni is paused.
     pub paused: bool,
+    /// `failsafe_mode` is on.
+    pub failsafe: bool,
+    /// The store tells how long the leader key lives.
+    pub tells_leases: bool,
     /// Roles are written as `master`.
     pub old_words: bool,
     /// When the store was last rebuilt.

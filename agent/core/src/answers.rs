@@ -11,6 +11,7 @@ use crate::rule::Rule;
 use crate::time::Time;
 use alloc::format;
 use alloc::string::String;
+use core::time::Duration;
 
 impl Agent {
     pub(crate) fn observe_done(&mut self, id: EffectId, started: Time, outcome: Outcome) {
@@ -81,12 +82,20 @@ impl Agent {
                 }
             }
             Question::LocalPatroni => {
+                let wall = match &outcome {
+                    Outcome::Member { wall, .. } => Some(*wall),
+                    _ => None,
+                };
                 let answer = member_status(outcome);
                 if let Ok(status) = &answer
                     && status.state == "running"
                     && status.started.is_some()
                 {
                     self.observed.started.clone_from(&status.started);
+                }
+                if let (Ok(status), Some(wall)) = (&answer, wall) {
+                    self.observed.store_seen =
+                        status.store_seen.and_then(|seen| on_our_clock(seen, wall, started));
                 }
                 learn(&mut self.observed.local_patroni, started, answer);
             }
@@ -101,9 +110,17 @@ impl Agent {
     }
 }
 
+/// When that was, in seconds since 1970 by the wall clock of this host, which showed `wall` when our own clock showed
+/// `started`. None: it lies ahead, so the wall clock was set back and says nothing about ages.
+fn on_our_clock(seconds: u64, wall: Duration, started: Time) -> Option<Time> {
+    const ANSWER: Duration = Duration::from_secs(1);
+    let seen = Duration::from_secs(seconds);
+    (seen <= wall + ANSWER).then(|| started - wall.saturating_sub(seen))
+}
+
 fn member_status(outcome: Outcome) -> Result<MemberStatus, String> {
     match outcome {
-        Outcome::Member { code, body } => read_member_status(code, &body),
+        Outcome::Member { code, body, .. } => read_member_status(code, &body),
         other => Err(why(other)),
     }
 }

@@ -70,6 +70,32 @@ pub struct ClusterConfig {
     pub name: String,
     /// A fact older than this is unknown.
     pub max_fact_age: Duration,
+    /// What verdicts rest on while the store is away.
+    pub on_dcs_loss: OnDcsLoss,
+    /// REST addresses of members that are asked besides, while the store is away.
+    pub patroni_hosts: Vec<String>,
+}
+
+/// What verdicts rest on while the store is away (`on_dcs_loss`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnDcsLoss {
+    /// The last verdict, while the member itself confirms its role, timeline and state.
+    Hold,
+    /// Nothing: red at `max_fact_age`.
+    FailClosed,
+    /// The leader's own word and that of a majority of the members, none of which knows a newer primary.
+    Confirm,
+}
+
+impl fmt::Display for OnDcsLoss {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            OnDcsLoss::Hold => "hold",
+            OnDcsLoss::FailClosed => "fail-closed",
+            OnDcsLoss::Confirm => "confirm",
+        })
+    }
 }
 
 /// One PgBouncer process on this host.

@@ -162,7 +162,7 @@ impl<'a> ClusterPlan<'a> {
     }
 }
 
-fn one(name: &str, endpoint: &Endpoint) -> Target {
+pub(crate) fn one(name: &str, endpoint: &Endpoint) -> Target {
     Target {
         members: [name.to_string()].into(),
         endpoint: endpoint.clone(),

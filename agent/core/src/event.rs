@@ -233,6 +233,8 @@ pub enum Outcome {
         code: u16,
         /// Body.
         body: Vec<u8>,
+        /// The wall clock when the question was put, since 1970: Patroni tells by it when it last saw its store.
+        wall: Duration,
     },
     /// Answer of the local server.
     Local(LocalServer),

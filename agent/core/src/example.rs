@@ -1,6 +1,8 @@
 //! A small cluster for the unit tests: pg1 leads, pg2 and pg3 follow, and one pooler has a write and a read route.
 
-use crate::config::{ClusterConfig, Config, LocalConfig, Mode, PoolerConfig, Route, RouteTo, SwitchConfig};
+use crate::config::{
+    ClusterConfig, Config, LocalConfig, Mode, OnDcsLoss, PoolerConfig, Route, RouteTo, SwitchConfig,
+};
 use crate::event::StoreRead;
 use crate::observed::{ClusterView, Observed};
 use crate::patroni::{Keys, MemberStatus, StoredValue, read_member_status};
@@ -9,6 +11,7 @@ use crate::time::Time;
 use alloc::collections::BTreeMap;
 use alloc::format;
 use alloc::string::{String, ToString};
+use alloc::vec::Vec;
 use core::time::Duration;
 
 /// A time, in milliseconds.
@@ -28,7 +31,13 @@ pub fn config() -> Config {
     Config {
         node: "pool".into(),
         mode: Mode::Enforce,
-        clusters: [ClusterConfig { name: "main".into(), max_fact_age: Duration::from_secs(10) }].into(),
+        clusters: [ClusterConfig {
+            name: "main".into(),
+            max_fact_age: Duration::from_secs(10),
+            on_dcs_loss: OnDcsLoss::Confirm,
+            patroni_hosts: Vec::new(),
+        }]
+        .into(),
         local: None,
         poolers: [PoolerConfig { name: "p".into(), ini: "/p.ini".into(), routes: BTreeMap::from(routes) }]
             .into(),

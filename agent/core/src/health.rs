@@ -1,9 +1,10 @@
 //! Verdicts for load balancers. Each carries its own end.
 
-use crate::config::Config;
+use crate::config::{ClusterConfig, Config, Route, RouteTo};
 use crate::desired::Decision;
 use crate::leader::term_kept;
-use crate::observed::{Observed, PRIMARY_PROBE_AGE};
+use crate::observed::{ClusterView, Observed, PRIMARY_PROBE_AGE};
+use crate::outage::{lease_by_patroni, stand_in, vouched};
 use crate::pgbouncer::pools::{CONSOLE_AGE, Pooler};
 use crate::rule::{Reason, Rule};
 use crate::status::Verdict;
@@ -21,60 +22,131 @@ fn down(rule: Rule, text: impl Into<String>) -> Verdict {
 pub fn primary(config: &Config, observed: &Observed, now: Time) -> Verdict {
     match primary_until(config, observed, now) {
         Err(reason) => Verdict { up: false, reason, valid_until: Time::NEVER, holding: None },
-        Ok((name, until)) => Verdict {
+        Ok((text, until)) => Verdict {
             up: true,
-            reason: Reason::new(
-                Rule::PrimaryUp,
-                format!("{name} holds the leader key and is out of recovery"),
-            ),
+            reason: Reason::new(Rule::PrimaryUp, text),
             valid_until: if config.mutants.obey(Rule::VerdictEnds) { until } else { Time::NEVER },
             holding: None,
         },
     }
 }
 
-fn primary_until(config: &Config, observed: &Observed, now: Time) -> Result<(String, Time), Reason> {
+/// The member on this host, if it leads as far as anybody knows, and until when its server's word counts.
+fn leader_here<'a>(
+    config: &'a Config,
+    observed: &'a Observed,
+    now: Time,
+) -> Result<(&'a str, &'a ClusterView, Time), Reason> {
     let no = |text: String| Reason::new(Rule::PrimaryUp, text);
     let (Some(local), Some(name)) = (&config.local, observed.local_member(config)) else {
         return Err(no("there is no PostgreSQL on this host".into()));
     };
-    let cluster = config.cluster(&local.cluster).ok_or_else(|| no("its cluster is not configured".into()))?;
-    let view = &observed.clusters[&local.cluster];
-    let topology = view.usable(config, cluster, now)?;
-    let obey = config.mutants.obey(Rule::PrimaryUp);
-    match &topology.leader {
-        Some(leader) if leader.name == name => {}
-        Some(leader) => return Err(no(format!("{} holds the leader key", leader.name))),
-        None => return Err(no("nobody holds the leader key".into())),
+    let view =
+        observed.clusters.get(&local.cluster).ok_or_else(|| no("its cluster is not configured".into()))?;
+    if let Some(leader) = view.topology.leader.as_ref().filter(|leader| leader.name != name) {
+        return Err(no(format!("{} holds the leader key", leader.name)));
     }
     if let Some(why) = &observed.stopping {
         return Err(no(why.clone()));
     }
-    if topology.config.standby_cluster {
+    if view.topology.config.standby_cluster {
         return Err(no("this is a standby cluster".into()));
-    }
-    let (read, ttl) = view.lease.ok_or_else(|| no("the lease of the leader key is not proved".into()))?;
-    let lease_end = read + ttl;
-    if lease_end < now && obey {
-        return Err(no(format!(
-            "the proved lease of the leader key ended {} ago",
-            Human(now.since(lease_end))
-        )));
     }
     let server = observed
         .local
         .fresh(now, PRIMARY_PROBE_AGE)
         .map_err(|why| no(format!("the PostgreSQL on this host: {why}")))?;
-    if server.in_recovery && obey {
+    if server.in_recovery && config.mutants.obey(Rule::PrimaryUp) {
         return Err(no(format!("{name} is still in recovery")));
     }
-    let term = view.term.as_ref().and_then(|term| term.timeline);
-    if server.timeline < term {
+    if server.timeline < view.term.as_ref().and_then(|term| term.timeline) {
         return Err(no("the PostgreSQL on this host is on an older timeline".to_string()));
     }
-    let probe_end = observed.local.seen().unwrap_or(Time::ZERO) + PRIMARY_PROBE_AGE;
-    let view_end = view.seen.unwrap_or(Time::ZERO) + cluster.max_fact_age;
-    Ok((name.into(), lease_end.min(probe_end).min(view_end)))
+    Ok((name, view, observed.local.seen().unwrap_or(Time::ZERO) + PRIMARY_PROBE_AGE))
+}
+
+fn primary_until(config: &Config, observed: &Observed, now: Time) -> Result<(String, Time), Reason> {
+    let local = config.local.as_ref().and_then(|local| config.cluster(&local.cluster));
+    let cluster = local.ok_or_else(|| {
+        Reason::new(Rule::PrimaryUp, "there is no PostgreSQL of a configured cluster on this host")
+    })?;
+    if let Err(reason) = observed.clusters[&cluster.name].usable(config, cluster, now)
+        && reason.rule != Rule::FactAge
+    {
+        return Err(reason);
+    }
+    let (name, view, probe_end) = leader_here(config, observed, now)?;
+    let by_store = by_store(config, cluster, observed, view, now);
+    let by_members = by_members(config, cluster, observed, view, name, now);
+    let (text, until) = match (by_store, by_members) {
+        (Ok(until), Err(_)) => (format!("{name} holds the leader key and is out of recovery"), until),
+        (Ok(until), Ok((_, longer))) => {
+            (format!("{name} holds the leader key and is out of recovery"), until.max(longer))
+        }
+        (Err(_), Ok((text, until))) => (text, until),
+        (Err(reason), Err(other)) if other.rule == Rule::StoreAway => {
+            let text = format!("{}; {}", reason.text, other.text);
+            return Err(Reason::new(reason.rule, text));
+        }
+        (Err(reason), Err(_)) => return Err(reason),
+    };
+    Ok((text, until.min(probe_end)))
+}
+
+/// Until when the store proves that this host leads: age of its answer, and the lease as that proved it; a store that
+/// does not tell leases leaves that to the Patroni on this host.
+fn by_store(
+    config: &Config,
+    cluster: &ClusterConfig,
+    observed: &Observed,
+    view: &ClusterView,
+    now: Time,
+) -> Result<Time, Reason> {
+    let no = |text: String| Reason::new(Rule::PrimaryUp, text);
+    if view.usable(config, cluster, now)?.leader.is_none() {
+        return Err(no("nobody holds the leader key".into()));
+    }
+    let lease_end = match view.lease {
+        Some((read, ttl)) => read + ttl,
+        None => lease_by_patroni(observed, view, now).map_err(no)?,
+    };
+    if lease_end < now && config.mutants.obey(Rule::PrimaryUp) {
+        return Err(no(format!(
+            "the proved lease of the leader key ended {} ago",
+            Human(now.since(lease_end))
+        )));
+    }
+    Ok(lease_end.min(view.seen.unwrap_or(Time::ZERO) + cluster.max_fact_age))
+}
+
+/// Until when the members' word stands in for the store's. Unless nobody else can take over at all, it does not outlive
+/// the lease.
+fn by_members(
+    config: &Config,
+    cluster: &ClusterConfig,
+    observed: &Observed,
+    view: &ClusterView,
+    name: &str,
+    now: Time,
+) -> Result<(String, Time), Reason> {
+    let vouched = vouched(config, cluster, view, now)?;
+    if vouched.leader != name {
+        return Err(Reason::new(Rule::StoreAway, format!("{} led before", vouched.leader)));
+    }
+    let until = match vouched.unrivalled {
+        true => vouched.until,
+        false => {
+            let by_store = view.lease.map(|(read, ttl)| read + ttl).filter(|end| *end >= now);
+            let by_patroni = lease_by_patroni(observed, view, now);
+            let lease = match (by_store, by_patroni) {
+                (Some(end), Ok(other)) => end.max(other),
+                (Some(end), Err(_)) | (None, Ok(end)) => end,
+                (None, Err(why)) => return Err(Reason::new(Rule::StoreAway, why)),
+            };
+            vouched.until.min(lease)
+        }
+    };
+    Ok((vouched.text, until))
 }
 
 /// May this pooler get traffic? PgBouncer answers, no database of a route is paused, every target is verified.
@@ -82,14 +154,14 @@ pub fn pool(
     config: &Config,
     observed: &Observed,
     pooler: &Pooler,
-    decisions: &BTreeMap<String, Decision>,
+    (routes, decisions): (&BTreeMap<String, Route>, &BTreeMap<String, Decision>),
     now: Time,
 ) -> Verdict {
     let seen = match pooler.console.fresh(now, CONSOLE_AGE) {
         Ok(_) => pooler.console.seen().unwrap_or(Time::ZERO),
         Err(why) => return down(Rule::VerifyLinks, format!("PgBouncer's console: {why}")),
     };
-    let mut until = seen + CONSOLE_AGE;
+    let until = seen + CONSOLE_AGE;
     if let Some(own) = pooler.pause.as_ref().filter(|own| now < own.pause.until) {
         // A red answer would make the load balancer cut the clients that wait.
         return Verdict {
@@ -99,34 +171,59 @@ pub fn pool(
             holding: Some(own.pause.until),
         };
     }
+    match routes_until(config, observed, pooler, (routes, decisions), now) {
+        Ok((reason, end)) => Verdict { up: true, reason, valid_until: until.min(end), holding: None },
+        Err(reason) => Verdict { up: false, reason, valid_until: Time::NEVER, holding: None },
+    }
+}
+
+/// Whether a route leads nowhere because the store is silent, or because a primary goes on without its key.
+fn is_away(observed: &Observed, route: &Route, why: &Reason) -> bool {
+    let view = observed.clusters.get(&route.cluster);
+    let keyless = || view.is_some_and(|view| view.topology.leader.is_none() && view.former.is_some());
+    why.rule == Rule::FactAge || route.to == RouteTo::Primary && keyless()
+}
+
+fn routes_until(
+    config: &Config,
+    observed: &Observed,
+    pooler: &Pooler,
+    (routes, decisions): (&BTreeMap<String, Route>, &BTreeMap<String, Decision>),
+    now: Time,
+) -> Result<(Reason, Time), Reason> {
+    let mut until = Time::NEVER;
+    let mut reason = Reason::new(Rule::VerifyLinks, "every route is verified");
     for (entry, decision) in decisions {
-        if decision.target.is_none() {
-            return down(decision.reason.rule, format!("{entry}: {}", decision.reason.text));
-        }
+        let about = |reason: &Reason| Reason::new(reason.rule, format!("{entry}: {}", reason.text));
+        let stand_in = match (&decision.target, routes.get(entry)) {
+            (None, Some(route)) if is_away(observed, route, &decision.reason) => {
+                let (stand_in, end) =
+                    stand_in(config, observed, pooler, (entry, route), now).map_err(|why| about(&why))?;
+                until = until.min(end);
+                reason = stand_in.reason.clone();
+                Some(stand_in)
+            }
+            (None, _) => return Err(about(&decision.reason)),
+            (Some(_), route) => {
+                let cluster = route.and_then(|route| config.cluster(&route.cluster));
+                let view = cluster.and_then(|cluster| observed.clusters.get(&cluster.name));
+                if let (Some(cluster), Some(view)) = (cluster, view) {
+                    term_kept(config, view)?;
+                    until = until.min(view.seen.unwrap_or(Time::ZERO) + cluster.max_fact_age);
+                }
+                None
+            }
+        };
+        let decision = stand_in.as_ref().unwrap_or(decision);
         let is_paused = |database: &&str| pooler.row(database).is_some_and(|row| row.paused);
         if let Some(paused) = pooler.databases_of(entry).into_iter().find(is_paused) {
-            return down(Rule::VerifyLinks, format!("{paused} is paused"));
+            return Err(Reason::new(Rule::VerifyLinks, format!("{paused} is paused")));
         }
         if !pooler.is_serving(entry, decision, now) && config.mutants.obey(Rule::VerifyLinks) {
-            return down(Rule::VerifyLinks, format!("{entry} is not verified yet"));
+            return Err(Reason::new(Rule::VerifyLinks, format!("{entry} is not verified yet")));
         }
     }
-    for (name, view) in &observed.clusters {
-        if config.routes_into(name).next().is_some() {
-            let cluster_end = view.seen.unwrap_or(Time::ZERO)
-                + config.cluster(name).map_or(CONSOLE_AGE, |c| c.max_fact_age);
-            until = until.min(cluster_end);
-            if let Err(reason) = term_kept(config, view) {
-                return Verdict { up: false, reason, valid_until: Time::NEVER, holding: None };
-            }
-        }
-    }
-    Verdict {
-        up: true,
-        reason: Reason::new(Rule::VerifyLinks, "every route is verified"),
-        valid_until: until,
-        holding: None,
-    }
+    Ok((reason, until))
 }
 
 #[cfg(test)]

@@ -23,6 +23,7 @@ pub mod fact;
 pub mod health;
 pub mod leader;
 pub mod observed;
+pub mod outage;
 pub mod patroni;
 pub mod pgbouncer;
 pub mod questions;

@@ -62,6 +62,8 @@ pub struct ClusterView {
     pub promoted: Option<(Time, Timeline)>,
     /// Who led before.
     pub former: Option<String>,
+    /// Its key as it stood while it led: in failsafe mode a primary may lose that with the leader key.
+    pub former_member: Option<Member>,
     /// The member that is being let go of: it serves no reader that has another place.
     pub leaving: Option<String>,
     /// What the agent beside the leader says of its server, and when we heard it.
@@ -89,6 +91,7 @@ impl ClusterView {
             was_writable: false,
             promoted: None,
             former: None,
+            former_member: None,
             leaving: None,
             word: None,
         }
@@ -214,6 +217,7 @@ impl ClusterView {
                 before.filter(|name| topology.leader.as_ref().map(|l| &l.name) != Some(*name))
             {
                 self.former = Some(before.clone());
+                self.former_member = self.topology.leader_member().cloned();
             }
             if let Some(leader) = &topology.leader {
                 // An answer from before this leadership proves nothing about it.
@@ -235,6 +239,13 @@ impl ClusterView {
 
     /// A member's REST API answered, or did not.
     pub fn observe_member(&mut self, name: &str, started: Time, answer: Result<MemberStatus, String>) {
+        // Who is asked by an address of the configuration says who it is.
+        let told = answer.as_ref().ok().and_then(|status| status.name.clone());
+        let name = match told {
+            Some(told) if !self.topology.members.contains_key(name) => told,
+            _ => name.into(),
+        };
+        let name = name.as_str();
         if let (Some(candidate), Ok(status)) = (&mut self.candidate, &answer) {
             candidate.asked.entry(name.into()).or_insert_with(Fact::never).learn(status.clone(), started);
         }
@@ -342,6 +353,8 @@ pub struct Observed {
     pub local: Fact<LocalServer>,
     /// Answer of this host's Patroni.
     pub local_patroni: Fact<MemberStatus>,
+    /// When the Patroni on this host last saw its store, as it last said.
+    pub store_seen: Option<Time>,
     /// When the server on this host was started, as its Patroni last said while it was running.
     pub started: Option<String>,
     /// The member on this host is about to stop, or is stopping.
@@ -356,6 +369,7 @@ impl Observed {
             clusters: config.clusters.iter().map(view).collect(),
             local: Fact::never(),
             local_patroni: Fact::never(),
+            store_seen: None,
             started: None,
             stopping: None,
         }

@@ -223,6 +223,8 @@ pub struct MemberStatus {
     pub started: Option<String>,
     /// It goes on without a store, on the word of the other members (`failsafe_mode_is_active`).
     pub failsafe: bool,
+    /// When it last saw its store, in seconds since 1970 by the clock of its host.
+    pub store_seen: Option<u64>,
 }
 
 impl MemberStatus {
@@ -265,6 +267,7 @@ pub fn read_member_status(code: u16, body: &[u8]) -> Result<MemberStatus, String
         pause: value["pause"].as_bool().unwrap_or(false),
         started: word(&value, "postmaster_start_time").map(Into::into),
         failsafe: value["failsafe_mode_is_active"].as_bool().unwrap_or(false),
+        store_seen: value["dcs_last_seen"].as_u64(),
     })
 }
 

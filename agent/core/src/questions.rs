@@ -1,6 +1,6 @@
 //! Which facts are due, and when the next ones will be.
 
-use crate::config::{ClusterConfig, Config, RouteTo};
+use crate::config::{ClusterConfig, Config, OnDcsLoss, RouteTo};
 use crate::effect::Order;
 use crate::observed::{ClusterView, Observed};
 use crate::rule::{Reason, Rule};
@@ -189,6 +189,16 @@ fn members_to_ask(
             pauses.insert(name, (MEMBER_PAUSE, "a route limits the lag"));
         }
     }
+    if asks_everybody(cluster, view, now) {
+        for name in topology.members.keys() {
+            pauses.insert(name, (MEMBER_PAUSE, "the store is silent: its word may have to stand in"));
+        }
+        ask_hosts(cluster, view, wishes);
+    }
+    let keyless = view.former_member.as_ref().filter(|_| topology.leader.is_none());
+    if let Some(former) = keyless {
+        pauses.insert(&former.name, (MEMBER_PAUSE, "it led: does it go on without its key?"));
+    }
     for suspect in view.suspects() {
         pauses.insert(&suspect.name, (MEMBER_PAUSE, "it says that it is primary, but does not lead"));
     }
@@ -217,7 +227,7 @@ fn members_to_ask(
             .or_insert((MEMBER_PAUSE, "its word decides whether a strange store is followed"));
     }
     // A member that is known is asked where it is known to be.
-    for member in members.chain(candidates) {
+    for member in members.chain(candidates).chain(keyless) {
         let (Some((pause, why)), Some(url)) = (pauses.remove(member.name.as_str()), &member.api_url) else {
             continue;
         };
@@ -230,6 +240,33 @@ fn members_to_ask(
                 url: api_base(url),
             },
             reason: Reason::new(Rule::WritableLeader, format!("{}: {why}", member.name)),
+        });
+    }
+}
+
+/// Whether the members' word may soon have to stand in for the store.
+fn asks_everybody(cluster: &ClusterConfig, view: &ClusterView, now: Time) -> bool {
+    let silent = |seen: Time| {
+        let age = now.since(seen);
+        view.failed.is_some() || view.topology.leader.is_none() || age > cluster.max_fact_age / 2
+    };
+    cluster.on_dcs_loss != OnDcsLoss::FailClosed && view.seen.is_some_and(silent)
+}
+
+/// Addresses of the configuration by which members may be reached when their own are not.
+fn ask_hosts(cluster: &ClusterConfig, view: &ClusterView, wishes: &mut Vec<Wish>) {
+    let members = view.topology.members.values().filter_map(|member| member.api_url.as_deref());
+    let known: Vec<String> = members.map(api_base).collect();
+    for host in cluster.patroni_hosts.iter().filter(|host| !known.contains(&api_base(host))) {
+        wishes.push(Wish {
+            question: Question::Member(cluster.name.clone(), host.clone()),
+            pause: MEMBER_PAUSE,
+            order: Order::AskMember {
+                cluster: cluster.name.clone(),
+                member: host.clone(),
+                url: api_base(host),
+            },
+            reason: Reason::new(Rule::StoreAway, format!("{host}: the store is silent")),
         });
     }
 }

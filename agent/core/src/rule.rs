@@ -70,6 +70,8 @@ rules! {
     VerdictEnds => "verdict-ends",
     /// "primary: up" needs the leader key, a lease that has not ended, and a local server out of recovery.
     PrimaryUp => "primary-up",
+    /// While the store is away a verdict needs the word of the members (`on_dcs_loss`).
+    StoreAway => "store-away",
     /// In observe mode nothing is changed.
     ObserveMode => "observe-mode",
     /// A result that nobody waits for changes nothing.

@@ -6,14 +6,15 @@ use crate::desired::Decision;
 use crate::health;
 use crate::leader::writable_leader;
 use crate::observed::{ClusterView, Fact, LOCAL_PROBE_AGE};
+use crate::outage::vouched;
 use crate::pgbouncer::pause;
 use crate::pgbouncer::pools::{CONSOLE_AGE, Pooler};
 use crate::pgbouncer::reconcile;
 use crate::readers::lag;
 use crate::rule::{Reason, Rule};
 use crate::status::{
-    ClusterStatus, HoldStatus, Knowledge, LocalStatus, MemberLine, PeerLine, PlannedOrder, PoolerStatus,
-    RouteStatus, Status, SwitchStatus,
+    AwayStatus, ClusterStatus, HoldStatus, Knowledge, LocalStatus, MemberLine, PeerLine, PlannedOrder,
+    PoolerStatus, RouteStatus, Status, SwitchStatus,
 };
 use crate::switch::SwitchState;
 use crate::switch::causes::{HAS_BEFORE_STOP, read_version};
@@ -68,10 +69,27 @@ impl Agent {
             pause: topology.config.pause,
             standby_cluster: topology.config.standby_cluster,
             members: topology.members.values().map(|m| member_line(view, topology, m)).collect(),
+            away: self.away_status(cluster, usable.as_ref().err(), now),
             holding: usable.err().or(refused),
             problems,
             switch: self.switch_status(cluster, now),
         }
+    }
+
+    /// While the store is silent, or a primary goes on without its key.
+    fn away_status(&self, cluster: &ClusterConfig, why: Option<&Reason>, now: Time) -> Option<AwayStatus> {
+        let view = &self.observed.clusters[&cluster.name];
+        let vouched = vouched(&self.config, cluster, view, now);
+        let keyless = why.is_none() && view.topology.leader.is_none() && vouched.is_ok();
+        if !keyless && why.is_none_or(|why| why.rule != Rule::FactAge) {
+            return None;
+        }
+        Some(AwayStatus {
+            policy: cluster.on_dcs_loss,
+            leader: vouched.as_ref().ok().map(|vouched| vouched.leader.clone()),
+            ends_in_ms: vouched.as_ref().ok().map(|vouched| millis(vouched.until, now)),
+            reason: vouched.map_or_else(|why| why, |vouched| Reason::new(Rule::StoreAway, vouched.text)),
+        })
     }
 
     fn switch_status(&self, cluster: &ClusterConfig, now: Time) -> SwitchStatus {
@@ -164,6 +182,8 @@ impl Agent {
         let pooler = &self.poolers[name];
         let empty = BTreeMap::new();
         let decisions = self.desired.poolers.get(name).unwrap_or(&empty);
+        let none = BTreeMap::new();
+        let routes = self.config.pooler(name).map_or(&none, |pooler| &pooler.routes);
         let next = reconcile::next_change(&self.config, pooler, decisions, now);
         let planned = |(order, reason): (crate::effect::PoolerOrder, Reason)| PlannedOrder {
             order: order.to_string(),
@@ -177,7 +197,7 @@ impl Agent {
             files,
             console: knowledge(&pooler.console, now, CONSOLE_AGE),
             version: pooler.console.last().map(|view| format!("{}.{}", view.version.0, view.version.1)),
-            pool: health::pool(&self.config, &self.observed, pooler, decisions, now),
+            pool: health::pool(&self.config, &self.observed, pooler, (routes, decisions), now),
             routes: self.route_statuses(name, pooler, decisions, now),
             doing: pooler.in_flight.as_ref().filter(|f| f.order.changes()).map(|f| f.order.to_string()),
             next: next.map(planned).into_iter().collect(),

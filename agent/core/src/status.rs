@@ -1,7 +1,7 @@
 //! The snapshot for people and load balancers. Its JSON is what `pgsquire status --json` prints; `explain` and `plan`
 //! are other views of the same value.
 
-use crate::config::{Mode, RouteTo};
+use crate::config::{Mode, OnDcsLoss, RouteTo};
 use crate::rule::Reason;
 use crate::time::Time;
 use crate::topology::{Endpoint, Role};
@@ -81,6 +81,8 @@ pub struct ClusterStatus {
     pub standby_cluster: bool,
     /// Members by name.
     pub members: Vec<MemberLine>,
+    /// What verdicts rest on, when the store is away, or a primary goes on without its key.
+    pub away: Option<AwayStatus>,
     /// Why nothing moves, when something holds the whole cluster.
     pub holding: Option<Reason>,
     /// What could not be read.
@@ -152,6 +154,19 @@ pub struct MemberLine {
     pub version: Option<String>,
     /// Tags, as `key=value`.
     pub tags: Vec<String>,
+}
+
+/// What verdicts rest on while the store is away.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct AwayStatus {
+    /// `on_dcs_loss`.
+    pub policy: OnDcsLoss,
+    /// The member that is vouched for; none: nobody is, verdicts are red.
+    pub leader: Option<String>,
+    /// Who says so, or why nobody does.
+    pub reason: Reason,
+    /// For how long those words count, in ms.
+    pub ends_in_ms: Option<u64>,
 }
 
 /// The server on this host.

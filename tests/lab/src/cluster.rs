@@ -110,9 +110,14 @@ impl Lab {
         Ok(to)
     }
 
+    /// Changes Patroni's dynamic configuration.
+    pub async fn configure_patroni(&self, change: &serde_json::Value) -> Result<()> {
+        self.rest()?.patch_config(change).await
+    }
+
     /// Switches `synchronous_mode` on and waits until commits wait for a standby: then no kill may lose one.
     pub async fn synchronous(&self, limit: Duration) -> Result<()> {
-        self.rest()?.patch_config(&serde_json::json!({ "synchronous_mode": true })).await?;
+        self.configure_patroni(&serde_json::json!({ "synchronous_mode": true })).await?;
         self.wait_synchronous(limit).await
     }
 

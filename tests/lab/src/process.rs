@@ -42,11 +42,13 @@ impl ProcessId {
         Some(Self { pid, started: Stat::read(pid)?.started })
     }
 
-    /// Is it still running? One that has ended and only waits to be collected is not.
+    /// Is it still running? One that has ended and only waits to be collected is not; one whose first thread has ended
+    /// is, for the others may still have its sockets.
     pub fn alive(&self) -> bool {
         // A child of ours that has ended is collected here; for other processes this is an error without effect.
         let _ = waitpid(Pid::from_raw(self.pid), Some(WaitPidFlag::WNOHANG));
-        Stat::read(self.pid).is_some_and(|s| s.started == self.started && s.state != 'Z' && s.state != 'X')
+        Stat::read(self.pid)
+            .is_some_and(|s| s.started == self.started && (!matches!(s.state, 'Z' | 'X') || s.threads > 1))
     }
 
     /// Sends a signal; a process that is gone is not an error.
@@ -92,6 +94,7 @@ impl ProcessId {
 struct Stat {
     state: char,
     parent: i32,
+    threads: u32,
     started: u64,
 }
 
@@ -106,6 +109,7 @@ impl Stat {
         Some(Self {
             state: fields.first()?.chars().next()?,
             parent: fields.get(1)?.parse().ok()?,
+            threads: fields.get(17)?.parse().ok()?,
             started: fields.get(19)?.parse().ok()?,
         })
     }

@@ -12,6 +12,7 @@ use crate::topology::Endpoint;
 use alloc::collections::BTreeMap;
 use alloc::format;
 use alloc::string::String;
+use alloc::vec::Vec;
 
 /// Somebody's edit is broken: PgBouncer refused the file twice although our part of it is right, or we see ourselves
 /// that it must while a route has to move. The last file that it did load goes back, with the routes of now; the refused
@@ -28,7 +29,7 @@ pub(super) fn put_last_good_back(
         return None;
     }
     let mut good = Disk::new(pooler.good.clone()?);
-    for (path, bytes) in good.retarget(&routes_of_now(pooler, disk, decisions)?).ok()? {
+    for (path, bytes) in good.retarget(&routes_of_now(pooler, disk, &good, decisions)?).ok()? {
         good.files.parts.insert(path, bytes);
     }
     let mut files = BTreeMap::new();
@@ -44,15 +45,23 @@ pub(super) fn put_last_good_back(
 }
 
 /// Where the entries of an old file must lead when it comes back: where they are wanted, else where the refused file led
-/// them (our last word), else where they are loaded. What is unknown moves nothing, and nothing moves back in time.
-fn routes_of_now(pooler: &Pooler, disk: &Disk, decisions: &Decisions) -> Option<BTreeMap<String, Endpoint>> {
+/// them (our last word), else where they are loaded. What is unknown moves nothing, and nothing moves back in time: no
+/// file goes back whose entry would lead where nobody knows any more. An entry that it does not have stays away.
+fn routes_of_now(
+    pooler: &Pooler,
+    disk: &Disk,
+    good: &Disk,
+    decisions: &Decisions,
+) -> Option<BTreeMap<String, Endpoint>> {
     let now = |(entry, decision): (&String, &Decision)| {
         let wanted = decision.target.as_ref().map(|target| target.endpoint.clone());
-        let endpoint =
-            wanted.or_else(|| disk.entries.get(entry).cloned()).or_else(|| pooler.loaded(entry))?;
-        Some((entry.clone(), endpoint))
+        let known = wanted.or_else(|| disk.entries.get(entry).cloned()).or_else(|| pooler.loaded(entry));
+        match known {
+            Some(endpoint) => Some(Some((entry.clone(), endpoint))),
+            None => (!good.entries.contains_key(entry)).then_some(None),
+        }
     };
-    decisions.iter().map(now).collect()
+    Some(decisions.iter().map(now).collect::<Option<Vec<_>>>()?.into_iter().flatten().collect())
 }
 
 /// Whether PgBouncer cannot load what is on disk. A file that only we cannot read is no such thing.
@@ -66,12 +75,12 @@ pub(super) fn keep_good(pooler: &Pooler, decisions: &Decisions, now: Time) -> Op
         Some(endpoint) => pooler.is_loaded(entry, endpoint),
         None => pooler.loaded(entry).is_none(),
     };
-    let worth = pooler.proved_good || pooler.good.is_none();
+    let worth = pooler.proved_good || pooler.good.is_none() || pooler.good_unkept;
     if !worth
         || pooler.reload_unseen
         || pooler.look_due <= now
         || pooler.console.fresh(now, CONSOLE_AGE).is_err()
-        || pooler.good.as_ref() == Some(&disk.files)
+        || pooler.good.as_ref() == Some(&disk.files) && !pooler.good_unkept
         || !disk.problems.is_empty()
     {
         return None;

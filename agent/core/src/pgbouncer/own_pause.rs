@@ -3,8 +3,10 @@
 use super::let_go::leads_there;
 use super::pools::Pooler;
 use crate::effect::{Pause, PauseScope, PoolerOrder};
+use crate::pgbouncer::console::ConsoleView;
 use crate::time::Time;
 use crate::topology::Endpoint;
+use alloc::string::String;
 use alloc::vec::Vec;
 
 /// A pause of ours.
@@ -62,6 +64,16 @@ impl OwnPause {
         self.left.is_none()
             || pooler.databases_of(entry).iter().any(named)
             || self.left.iter().chain(&self.ahead).any(|place| leads_there(pooler, entry, place))
+    }
+
+    /// Whether PgBouncer says that somebody has ended it: it was started again, or resumed by hand. One of the whole
+    /// process is invisible before 1.19.
+    pub(super) fn is_over(&self, view: &ConsoleView) -> bool {
+        let runs = |name: &String| view.databases.iter().any(|row| row.name == *name && !row.paused);
+        match &self.pause.scope {
+            PauseScope::Process => view.paused == Some(false),
+            PauseScope::Databases(list) => list.iter().any(runs),
+        }
     }
 
     /// What an earlier run left.

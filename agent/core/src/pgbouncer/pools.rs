@@ -109,6 +109,8 @@ pub struct Pooler {
     pub refused_reloads: u32,
     /// Last files seen loaded.
     pub good: Option<Files>,
+    /// They may not be in the state folder.
+    pub good_unkept: bool,
     /// Value of `server_login_retry` to give back, and since when it is lowered.
     pub borrowed: Option<(String, Time)>,
     /// A RELOAD undid the lowered value.
@@ -152,6 +154,7 @@ impl Pooler {
             reload_unseen: false,
             refused_reloads: 0,
             good,
+            good_unkept: false,
             borrowed: borrowed.map(|value| (value, now)),
             borrow_undone: false,
             moved: BTreeMap::new(),
@@ -195,6 +198,10 @@ impl Pooler {
                 if let PoolerOrder::Cut { database, .. } = &order {
                     self.note_cut(database);
                 }
+                if let PoolerOrder::KeepGood { files } = &order {
+                    // This run knows them all the same.
+                    (self.good, self.good_unkept) = (Some(files.clone()), true);
+                }
                 let about_pause = self.pause_order_failed(now, &order);
                 if !about_pause {
                     self.back_off.fail(now, format!("{order}: {why}"));
@@ -234,6 +241,10 @@ impl Pooler {
         self.look_due = now + LOOK_PAUSE;
         match outcome {
             Outcome::Console(view) => {
+                if let Some(own) = self.pause.as_mut().filter(|own| started > own.since && own.is_over(&view))
+                {
+                    own.sure = false;
+                }
                 self.console.learn(Seen::from(view), started);
                 self.console_failed = None;
             }
@@ -268,7 +279,7 @@ impl Pooler {
                     self.proved_good = false;
                 }
             }
-            PoolerOrder::KeepGood { files } => self.good = Some(files),
+            PoolerOrder::KeepGood { files } => (self.good, self.good_unkept) = (Some(files), false),
             PoolerOrder::Reload => {
                 self.reloads.push_back(now);
                 while self.reloads.len() > RELOADS {

@@ -406,7 +406,9 @@ mod tests {
             let others = self.waiting.extract_if(.., |(_, order)| !matches!(order, Order::Pooler { .. }));
             for (id, order) in others.collect::<Vec<_>>() {
                 let outcome = match order {
-                    Order::AskMember { .. } => Outcome::Member { code: 200, body: body.clone() },
+                    Order::AskMember { .. } => {
+                        Outcome::Member { code: 200, body: body.clone(), wall: Duration::ZERO }
+                    }
                     Order::Record(_) => continue,
                     Order::ReadStore { cluster } => {
                         let read = read(10, at(self.now), keys(1));
