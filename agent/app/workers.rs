@@ -89,16 +89,7 @@ impl Workers {
 
     fn follow(&mut self, cluster: &ClusterSettings, events: &Sender<Event>) {
         let (orders, inbox) = mpsc::channel(ORDERS);
-        let Store::Etcd(etcd) = &cluster.store;
-        let store = dcs::etcd::EtcdConfig {
-            endpoints: etcd.endpoints.clone(),
-            tls_ca: cluster.tls.ca.clone(),
-            tls_cert: cluster.tls.cert.clone(),
-            tls_key: cluster.tls.key.clone(),
-            username: etcd.username.clone(),
-            password_file: etcd.password_file.clone(),
-        };
-        let store = dcs::StoreConfig::Etcd(store);
+        let store = store_of(cluster);
         let config =
             |prefix| dcs::WorkerConfig { cluster: cluster.name.clone(), prefix, store: store.clone() };
         let (namespace, scope, group) = (&cluster.namespace, &cluster.scope, cluster.group);
@@ -159,5 +150,29 @@ impl Workers {
             tracing::warn!("some workers did not end within {} s", GRACE.as_secs());
             self.crew.shutdown().await;
         }
+    }
+}
+
+fn store_of(cluster: &ClusterSettings) -> dcs::StoreConfig {
+    let config::TlsFiles { ca: tls_ca, cert: tls_cert, key: tls_key } = cluster.tls.clone();
+    match cluster.store.clone() {
+        Store::Etcd(etcd) => dcs::StoreConfig::Etcd(dcs::etcd::EtcdConfig {
+            endpoints: etcd.endpoints,
+            tls_ca,
+            tls_cert,
+            tls_key,
+            username: etcd.username,
+            password_file: etcd.password_file,
+        }),
+        Store::ZooKeeper(zookeeper) => dcs::StoreConfig::ZooKeeper(dcs::zookeeper::ZooKeeperConfig {
+            endpoints: zookeeper.endpoints,
+            chroot: zookeeper.chroot,
+            tls_ca,
+            tls_cert,
+            tls_key,
+            username: zookeeper.username,
+            password_file: zookeeper.password_file,
+            one_shot_watches: false,
+        }),
     }
 }

@@ -5,6 +5,7 @@ use super::reader::{Item, Table};
 use super::settings::*;
 use super::units;
 use pgsquire_core::config::ClusterConfig;
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// All clusters, and what the tables that name one must know.
@@ -83,7 +84,6 @@ fn read(table: &Table<'_>) -> Option<(ClusterConfig, ClusterSettings)> {
     let name = group.map_or_else(|| scope.clone(), |group| format!("{scope}/{group}"));
     let max_fact_age = max_fact_age.unwrap_or(Duration::from_secs(10));
     let core = ClusterConfig { name: name.clone(), max_fact_age };
-    let store = Store::Etcd(store);
     let shell = ClusterSettings {
         name,
         scope,
@@ -116,41 +116,91 @@ fn namespace(text: &str) -> Result<String, String> {
 }
 
 /// The store. Without `dcs` it is etcd, unless only `patroni_hosts` are given.
-fn store(table: &Table<'_>, tls: &TlsFiles, patroni_hosts: &[String]) -> EtcdSettings {
+fn store(table: &Table<'_>, tls: &TlsFiles, patroni_hosts: &[String]) -> Store {
     let given = table.item("dcs");
     let dcs = match &given {
         Some(item) => item.word(&STORES),
         None if !patroni_hosts.is_empty() && !table.has("endpoints") => Some(Dcs::Patroni),
         None => Some(Dcs::Etcd),
     };
-    if let Some(other) = dcs.filter(|dcs| *dcs != Dcs::Etcd) {
+    let followed = matches!(dcs, None | Some(Dcs::Etcd | Dcs::ZooKeeper));
+    if let Some(other) = dcs.filter(|_| !followed) {
         let word = STORES.iter().find(|(_, dcs)| *dcs == other).map_or("", |(word, _)| *word);
-        let message = format!("this version follows etcd only, not {word}");
+        let message = format!("this version follows etcd and ZooKeeper only, not {word}");
         match given.or_else(|| table.item("patroni_hosts")) {
-            Some(item) => item.error_help(message, "write dcs = \"etcd\" and its endpoints"),
+            Some(item) => {
+                item.error_help(message, "write dcs = \"etcd\" or \"zookeeper\", and its endpoints")
+            }
             None => table.error(message),
         }
     }
+    if dcs == Some(Dcs::ZooKeeper) {
+        Store::ZooKeeper(zookeeper(table))
+    } else {
+        Store::Etcd(etcd(table, tls, dcs))
+    }
+}
+
+fn etcd(table: &Table<'_>, tls: &TlsFiles, dcs: Option<Dcs>) -> EtcdSettings {
     let scheme = if *tls == TlsFiles::default() { "http" } else { "https" };
     let endpoints = match dcs {
         Some(Dcs::Etcd) => addresses(table, "endpoints", scheme),
         // Their forms differ; what is wrong is said already.
         _ => table.list("endpoints").map(|_| Vec::new()),
     };
-    if let (Some(Dcs::Etcd), Some([])) = (dcs, endpoints.as_deref())
-        && let Some(item) = table.item("endpoints")
-        && table.list("endpoints").is_some_and(|list| list.is_empty())
-    {
-        item.error_help("no endpoint is given", "write endpoints = [\"http://127.0.0.1:2379\"]");
+    if dcs == Some(Dcs::Etcd) {
+        refuse_empty(table, "http://127.0.0.1:2379");
     }
-    let username = table.text("username");
-    let password_file = table.path("password_file");
-    pair(table, "username", "password_file");
+    let (username, password_file) = login(table);
     EtcdSettings {
         endpoints: endpoints.unwrap_or_else(|| vec![format!("{scheme}://127.0.0.1:2379")]),
         username,
         password_file,
     }
+}
+
+/// A chroot belongs to the list, but it may stand behind each address.
+fn zookeeper(table: &Table<'_>) -> ZooKeeperSettings {
+    const DEFAULT: &str = "127.0.0.1:2181";
+    let mut endpoints = Vec::new();
+    let mut chroots: Vec<String> = Vec::new();
+    for item in table.list("endpoints").unwrap_or_default() {
+        let Some((address, chroot)) = item.parse(units::zookeeper_endpoint) else { continue };
+        if let Some(other) = chroots.first().filter(|other| **other != chroot) {
+            let named =
+                |chroot: &str| if chroot.is_empty() { "none".to_owned() } else { format!("`{chroot}`") };
+            let message =
+                format!("its chroot is {}, that of the first one is {}", named(&chroot), named(other));
+            item.error_help(message, "write the same chroot behind every address");
+        }
+        endpoints.push(address);
+        chroots.push(chroot);
+    }
+    refuse_empty(table, DEFAULT);
+    if !table.has("endpoints") {
+        endpoints.push(DEFAULT.to_owned());
+    }
+    let (username, password_file) = login(table);
+    ZooKeeperSettings {
+        endpoints,
+        chroot: chroots.into_iter().next().unwrap_or_default(),
+        username,
+        password_file,
+    }
+}
+
+fn refuse_empty(table: &Table<'_>, example: &str) {
+    if let Some(item) = table.item("endpoints")
+        && table.list("endpoints").is_some_and(|list| list.is_empty())
+    {
+        item.error_help("no endpoint is given", format!("write endpoints = [\"{example}\"]"));
+    }
+}
+
+fn login(table: &Table<'_>) -> (Option<String>, Option<PathBuf>) {
+    let (username, password_file) = (table.text("username"), table.path("password_file"));
+    pair(table, "username", "password_file");
+    (username, password_file)
 }
 
 /// A list of addresses; one that is wrong is reported and left out.

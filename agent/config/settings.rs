@@ -38,9 +38,8 @@ impl Settings {
     pub fn secret_files(&self) -> Vec<&Path> {
         let mut all: Vec<&Path> = Vec::new();
         for c in &self.clusters {
-            let Store::Etcd(etcd) = &c.store;
             all.extend(c.tls.key.as_deref());
-            all.extend(etcd.password_file.as_deref());
+            all.extend(c.store.password_file());
             all.extend(c.token_file.as_deref());
             all.extend(c.probe.as_ref().and_then(|p| p.password_file.as_deref()));
         }
@@ -93,6 +92,18 @@ pub struct ClusterSettings {
 pub enum Store {
     /// etcd, version 3.
     Etcd(EtcdSettings),
+    /// ZooKeeper.
+    ZooKeeper(ZooKeeperSettings),
+}
+
+impl Store {
+    /// Holds the password of the login.
+    pub fn password_file(&self) -> Option<&Path> {
+        match self {
+            Store::Etcd(etcd) => etcd.password_file.as_deref(),
+            Store::ZooKeeper(zookeeper) => zookeeper.password_file.as_deref(),
+        }
+    }
 }
 
 /// How to reach etcd.
@@ -101,6 +112,19 @@ pub struct EtcdSettings {
     /// Addresses, with their scheme.
     pub endpoints: Vec<String>,
     /// Login.
+    pub username: Option<String>,
+    /// Holds the password.
+    pub password_file: Option<PathBuf>,
+}
+
+/// How to reach ZooKeeper.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ZooKeeperSettings {
+    /// `host:port`.
+    pub endpoints: Vec<String>,
+    /// The node that all paths begin below, `/a/b`; empty: the root.
+    pub chroot: String,
+    /// Login of the scheme `digest`.
     pub username: Option<String>,
     /// Holds the password.
     pub password_file: Option<PathBuf>,

@@ -5,6 +5,7 @@
 pub mod etcd;
 mod follow;
 mod publish;
+pub mod zookeeper;
 
 use crate::report::Report;
 use follow::{Prompt, Whose};
@@ -33,6 +34,8 @@ pub struct WorkerConfig {
 pub enum StoreConfig {
     /// etcd, version 3 of its API.
     Etcd(etcd::EtcdConfig),
+    /// ZooKeeper, from 3.4 on; to talk to other agents through it, from 3.5 on.
+    ZooKeeper(zookeeper::ZooKeeperConfig),
 }
 
 /// The prefix of a cluster's keys: `/service/main/`, or `/service/main/0/` for a Citus group.
@@ -64,6 +67,10 @@ pub async fn run(
             let store = etcd::Etcd::new(etcd, config.prefix);
             follow::run(Whose::Patronis, config.cluster, store, Prompt::Orders(orders), report, stop).await;
         }
+        StoreConfig::ZooKeeper(zookeeper) => {
+            let store = zookeeper::ZooKeeper::new(zookeeper, config.prefix);
+            follow::run(Whose::Patronis, config.cluster, store, Prompt::Orders(orders), report, stop).await;
+        }
     }
 }
 
@@ -74,6 +81,10 @@ pub async fn run_peers(config: WorkerConfig, events: Sender<Event>, stop: Cancel
     match config.store {
         StoreConfig::Etcd(etcd) => {
             let store = etcd::Etcd::new(etcd, config.prefix);
+            follow::run(Whose::Agents, config.cluster, store, Prompt::Every(PEERS_AGAIN), report, stop).await;
+        }
+        StoreConfig::ZooKeeper(zookeeper) => {
+            let store = zookeeper::ZooKeeper::new(zookeeper, config.prefix);
             follow::run(Whose::Agents, config.cluster, store, Prompt::Every(PEERS_AGAIN), report, stop).await;
         }
     }
@@ -107,6 +118,10 @@ pub async fn run_publisher(
     match config.store {
         StoreConfig::Etcd(etcd) => {
             let store = etcd::EtcdKeys::new(etcd, config.prefix);
+            publish::run(config.cluster, store, ttl, orders, report, stop).await;
+        }
+        StoreConfig::ZooKeeper(zookeeper) => {
+            let store = zookeeper::ZooKeeperKeys::new(zookeeper, config.prefix);
             publish::run(config.cluster, store, ttl, orders, report, stop).await;
         }
     }

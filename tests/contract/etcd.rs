@@ -2,12 +2,13 @@
 
 use crate::certificates::Certificates;
 use crate::processes::{As, Process, free_port, until};
+use crate::store::{self, next_change, next_read, read_store, text};
 use crate::worker::Worker;
 use etcd_client::{Client, ConnectOptions, DeleteOptions, LeaseGrantOptions, PutOptions, Txn, TxnOp};
 use nix::sys::signal::Signal;
-use pgsquire::dcs::{self, PublisherConfig, StoreConfig, WorkerConfig, etcd::EtcdConfig};
+use pgsquire::dcs::{StoreConfig, etcd::EtcdConfig};
 use pgsquire_core::effect::Order;
-use pgsquire_core::event::{Event, Outcome, StoreChange, StoreRead};
+use pgsquire_core::event::{Event, Outcome};
 use std::time::Duration;
 use tempfile::TempDir;
 use tokio::time::Instant;
@@ -108,43 +109,13 @@ fn follow(endpoints: Vec<String>, room: usize) -> Worker {
 }
 
 fn follow_with(store: EtcdConfig, room: usize) -> Worker {
-    let prefix = dcs::prefix("/service/", "main", None);
-    let config = WorkerConfig { cluster: "main".into(), prefix, store: StoreConfig::Etcd(store) };
-    Worker::start(room, |orders, events, stop| dcs::run(config, orders, events, stop))
-}
-
-fn read_store() -> Order {
-    Order::ReadStore { cluster: "main".into() }
-}
-
-/// The next read; failures before it are collected.
-async fn next_read(follower: &mut Worker) -> (StoreRead, Vec<String>) {
-    let mut failures = Vec::new();
-    loop {
-        match follower.next().await {
-            Event::StoreRead { read, .. } => return (read, failures),
-            Event::StoreFailed { why, .. } => failures.push(why),
-            Event::StoreChanged { .. } | Event::Done { .. } => {}
-            other => panic!("{other:?}"),
-        }
-    }
-}
-
-async fn next_change(follower: &mut Worker) -> StoreChange {
-    match follower.next().await {
-        Event::StoreChanged { change, .. } => change,
-        other => panic!("{other:?}"),
-    }
+    store::follow(StoreConfig::Etcd(store), room)
 }
 
 /// The read is told before the watch is made: waits until the watch reports a write.
 async fn watching(etcd: &mut Client, follower: &mut Worker) {
     etcd.put("/service/main/history", "[]", None).await.unwrap();
     assert_eq!(next_change(follower).await.changes[0].0, "history");
-}
-
-fn text(read: &StoreRead, key: &str) -> Option<String> {
-    read.keys.get(key).map(|stored| String::from_utf8(stored.value.clone()).unwrap())
 }
 
 #[tokio::test]
@@ -397,14 +368,7 @@ async fn a_user_and_a_private_certificate_are_shown() {
     assert_eq!(next_change(&mut follower).await.changes[0].0, "leader");
     follower.stop().await;
 
-    let worker = WorkerConfig {
-        cluster: "main".into(),
-        prefix: dcs::own_prefix("/service/", "main", None),
-        store: StoreConfig::Etcd(config.clone()),
-    };
-    let mut publisher = Worker::start(64, |orders, events, stop| {
-        dcs::run_publisher(PublisherConfig::from(worker), orders, events, stop)
-    });
+    let mut publisher = store::publisher(StoreConfig::Etcd(config.clone()), Duration::from_secs(10));
     for keys in [&["poolers/a", "switch"][..], &["poolers/a"], &[]] {
         let keys = keys.iter().map(|key| ((*key).into(), b"1".into())).collect();
         let order = Order::Publish { cluster: "main".into(), keys };

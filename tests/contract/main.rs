@@ -15,4 +15,8 @@ mod probe;
 mod processes;
 mod publish;
 mod server;
+mod store;
 mod worker;
+mod zookeeper;
+mod zookeeper_keys;
+mod zookeeper_server;

@@ -2,11 +2,11 @@
 
 use crate::etcd::Cluster;
 use crate::processes::{PATIENCE, free_port, until};
+use crate::store::{self, ANSWER, lease_word, pairs, publish, put};
 use crate::worker::Worker;
 use etcd_client::{Client, GetOptions};
 use nix::sys::signal::Signal;
-use pgsquire::dcs::{self, PublisherConfig, StoreConfig, WorkerConfig, etcd::EtcdConfig};
-use pgsquire_core::effect::Order;
+use pgsquire::dcs::{StoreConfig, etcd::EtcdConfig};
 use pgsquire_core::event::{Event, Outcome};
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -15,31 +15,17 @@ use tokio::time::{Instant, timeout};
 const PREFIX: &str = "/pgsquire/service/main/";
 const SHORT: Duration = Duration::from_secs(2);
 const LONG: Duration = Duration::from_secs(60);
-/// Orders are answered within this, and a test may be late by a little.
-const ANSWER: Duration = Duration::from_millis(2_000);
 
-fn config(endpoints: Vec<String>) -> WorkerConfig {
-    let store = StoreConfig::Etcd(EtcdConfig { endpoints, ..EtcdConfig::default() });
-    WorkerConfig { cluster: "main".into(), prefix: dcs::own_prefix("/service/", "main", None), store }
+fn store(endpoints: Vec<String>) -> StoreConfig {
+    StoreConfig::Etcd(EtcdConfig { endpoints, ..EtcdConfig::default() })
 }
 
 fn publisher(endpoints: Vec<String>, ttl: Duration) -> Worker {
-    let config = PublisherConfig { worker: config(endpoints), ttl };
-    Worker::start(64, |orders, events, stop| dcs::run_publisher(config, orders, events, stop))
+    store::publisher(store(endpoints), ttl)
 }
 
 fn follower(endpoints: Vec<String>) -> Worker {
-    let config = config(endpoints);
-    Worker::start(64, |_orders, events, stop| dcs::run_peers(config, events, stop))
-}
-
-fn publish(keys: &[(&str, &str)]) -> Order {
-    let keys = keys.iter().map(|(key, value)| ((*key).into(), value.as_bytes().into())).collect();
-    Order::Publish { cluster: "main".into(), keys }
-}
-
-fn put(key: &str, value: Option<&str>) -> Order {
-    Order::PutKey { cluster: "main".into(), key: key.into(), value: value.map(Into::into) }
+    store::peers(store(endpoints))
 }
 
 /// Key -> value, lease and revision, as another client reads them.
@@ -54,20 +40,6 @@ async fn stored(etcd: &mut Client) -> BTreeMap<String, (String, i64, i64)> {
 
 async fn values(etcd: &mut Client) -> Vec<(String, String)> {
     stored(etcd).await.into_iter().map(|(key, (value, ..))| (key, value)).collect()
-}
-
-fn pairs(list: &[(&str, &str)]) -> Vec<(String, String)> {
-    list.iter().map(|(key, value)| ((*key).into(), (*value).into())).collect()
-}
-
-/// The next word about the lease: its time to live, or none.
-async fn lease_word(publisher: &mut Worker) -> Option<Duration> {
-    loop {
-        if let Event::LeaseKept { cluster, lease } = publisher.next().await {
-            assert_eq!(cluster, "main");
-            return lease.map(|(_, ttl)| ttl);
-        }
-    }
 }
 
 #[tokio::test]

@@ -1,0 +1,104 @@
+//! What the tests of all stores have in common: a follower or a publisher under test, and what it says.
+
+use crate::worker::Worker;
+use pgsquire::dcs::{self, PublisherConfig, StoreConfig, WorkerConfig};
+use pgsquire_core::effect::Order;
+use pgsquire_core::event::{Event, StoreChange, StoreRead};
+use std::time::Duration;
+
+/// Orders are answered within this, and a test may be late by a little.
+pub const ANSWER: Duration = Duration::from_millis(2_000);
+
+/// A follower of Patroni's keys with room for so many events.
+pub fn follow(store: StoreConfig, room: usize) -> Worker {
+    let prefix = dcs::prefix("/service/", "main", None);
+    let config = WorkerConfig { cluster: "main".into(), prefix, store };
+    Worker::start(room, |orders, events, stop| dcs::run(config, orders, events, stop))
+}
+
+/// Our own keys of the cluster.
+pub fn our_keys(store: StoreConfig) -> WorkerConfig {
+    WorkerConfig { cluster: "main".into(), prefix: dcs::own_prefix("/service/", "main", None), store }
+}
+
+/// A publisher of our own keys.
+pub fn publisher(store: StoreConfig, ttl: Duration) -> Worker {
+    let config = PublisherConfig { worker: our_keys(store), ttl };
+    Worker::start(64, |orders, events, stop| dcs::run_publisher(config, orders, events, stop))
+}
+
+/// A follower of our own keys.
+pub fn peers(store: StoreConfig) -> Worker {
+    let config = our_keys(store);
+    Worker::start(64, |_orders, events, stop| dcs::run_peers(config, events, stop))
+}
+
+/// The order to read Patroni's keys.
+pub fn read_store() -> Order {
+    Order::ReadStore { cluster: "main".into() }
+}
+
+/// The order that these are our leased keys.
+pub fn publish(keys: &[(&str, &str)]) -> Order {
+    let keys = keys.iter().map(|(key, value)| ((*key).into(), value.as_bytes().into())).collect();
+    Order::Publish { cluster: "main".into(), keys }
+}
+
+/// The order to put a key without a lease, or to delete it.
+pub fn put(key: &str, value: Option<&str>) -> Order {
+    Order::PutKey { cluster: "main".into(), key: key.into(), value: value.map(Into::into) }
+}
+
+/// The next read; failures before it are collected.
+pub async fn next_read(follower: &mut Worker) -> (StoreRead, Vec<String>) {
+    let mut failures = Vec::new();
+    loop {
+        match follower.next().await {
+            Event::StoreRead { read, .. } => return (read, failures),
+            Event::StoreFailed { why, .. } => failures.push(why),
+            Event::StoreChanged { .. } | Event::Done { .. } => {}
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+/// The next event, which is a change.
+pub async fn next_change(follower: &mut Worker) -> StoreChange {
+    match follower.next().await {
+        Event::StoreChanged { change, .. } => change,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// The next event, which is a failure.
+pub async fn next_failure(follower: &mut Worker) -> String {
+    match follower.next().await {
+        Event::StoreFailed { why, .. } => why,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// A value of a read.
+pub fn text(read: &StoreRead, key: &str) -> Option<String> {
+    read.keys.get(key).map(|stored| String::from_utf8(stored.value.clone()).unwrap())
+}
+
+/// Names of the keys of a read.
+pub fn names(read: &StoreRead) -> Vec<&str> {
+    read.keys.keys().map(String::as_str).collect()
+}
+
+/// Keys and values.
+pub fn pairs(list: &[(&str, &str)]) -> Vec<(String, String)> {
+    list.iter().map(|(key, value)| ((*key).into(), (*value).into())).collect()
+}
+
+/// The next word about the lease: its time to live, or none.
+pub async fn lease_word(publisher: &mut Worker) -> Option<Duration> {
+    loop {
+        if let Event::LeaseKept { cluster, lease } = publisher.next().await {
+            assert_eq!(cluster, "main");
+            return lease.map(|(_, ttl)| ttl);
+        }
+    }
+}
