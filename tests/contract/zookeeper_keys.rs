@@ -290,6 +290,26 @@ async fn a_refusing_endpoint_costs_nothing_and_a_frozen_one_little() {
 }
 
 #[tokio::test]
+async fn our_keys_outlive_a_restart_of_the_server() {
+    let mut ensemble = Ensemble::start(1).await;
+    let mut publisher = publisher(ensemble.endpoints(&[0]), LONG);
+    let keys = [("poolers/a", "1"), ("switch", "x")];
+    assert_eq!(publisher.outcome(publish(&keys)).await, Outcome::Done);
+    ensemble.kill(0);
+    ensemble.begin(0);
+    let client = ensemble.client(0).await;
+    while lease_word(&mut publisher).await.is_none() {}
+    until("the keys are there", async || (values(&client).await == pairs(&keys)).then_some(())).await;
+    // Longer than the session: it is kept again.
+    tokio::time::sleep(LONG * 3 / 2).await;
+    assert_eq!(values(&client).await, pairs(&keys));
+    assert_eq!(publisher.outcome(publish(&keys[..1])).await, Outcome::Done);
+    assert_eq!(values(&client).await, pairs(&keys[..1]));
+    publisher.stop().await;
+    assert_eq!(values(&client).await, []);
+}
+
+#[tokio::test]
 async fn every_order_is_answered_in_time_when_nobody_answers_us() {
     let mut ensemble = Ensemble::start(1).await;
     let mut publisher = publisher(ensemble.endpoints(&[0]), SHORT);
