@@ -30,6 +30,8 @@ pub(super) struct Clients {
 pub(super) struct Answered<T> {
     pub(super) answer: T,
     pub(super) endpoint: usize,
+    /// Another server that was asked before may do the same, now or later.
+    pub(super) unsure: bool,
 }
 
 /// Why there is no answer.
@@ -40,7 +42,8 @@ pub(super) struct Failure {
     pub(super) unsure: bool,
     /// The connection is at fault, not what was asked for: another one may do.
     pub(super) broken: bool,
-    /// The session that was asked for, or in which was asked, is gone.
+    /// The session that was asked for, or in which was asked, is gone. What a server said on connecting is certain; a client
+    /// says it also after its session went on elsewhere.
     pub(super) expired: bool,
 }
 
@@ -79,8 +82,9 @@ impl From<&Error> for Failure {
                 | Error::QuotaExceeded
                 | Error::Unimplemented
         );
-        let expired = matches!(error, Error::SessionExpired | Error::SessionMoved | Error::ClientClosed);
-        Failure { why: error.to_string(), unsure: !answer, broken: !answer, expired }
+        // Nothing is done for a session that is gone.
+        let expired = matches!(error, Error::SessionExpired);
+        Failure { why: error.to_string(), unsure: !answer && !expired, broken: !answer, expired }
     }
 }
 
@@ -129,7 +133,7 @@ impl Clients {
             match asked.unwrap_or_else(|_| Err(Failure::silent(deadline))) {
                 Ok(answer) => {
                     self.first.store(endpoint, Ordering::Relaxed);
-                    return Ok(Answered { answer, endpoint });
+                    return Ok(Answered { answer, endpoint, unsure });
                 }
                 Err(failure) => {
                     self.keep(endpoint, None);
@@ -201,8 +205,13 @@ impl Clients {
         (client.state() == SessionState::SyncConnected).then_some(client)
     }
 
+    /// Only one is kept: the library would mend the others by itself, with files that it read long ago.
     fn keep(&self, endpoint: usize, client: Option<Client>) {
-        if let Some(place) = self.kept().get_mut(endpoint) {
+        let mut kept = self.kept();
+        if client.is_some() {
+            kept.fill(None);
+        }
+        if let Some(place) = kept.get_mut(endpoint) {
             *place = client;
         }
     }
@@ -278,5 +287,74 @@ impl Clients {
             tls = tls.with_pem_identity(&text(cert)?, &text(key)?).map_err(|e| bad(cert, e))?;
         }
         Ok(tls)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_an_error_means() {
+        let means = |error: Error| {
+            let failure = Failure::at("/a", &error);
+            assert!(failure.why.starts_with("/a: "), "{}", failure.why);
+            (failure.unsure, failure.broken, failure.expired)
+        };
+        assert_eq!(means(Error::NoAuth), (false, false, false), "an answer");
+        assert_eq!(means(Error::ConnectionLoss), (true, true, false));
+        assert_eq!(means(Error::SessionMoved), (true, true, false), "it lives on");
+        assert_eq!(means(Error::SessionExpired), (false, true, true));
+    }
+
+    fn clients(endpoints: &[&str]) -> Clients {
+        let endpoints = endpoints.iter().map(|name| (*name).to_owned()).collect();
+        Clients::new(ZooKeeperConfig { endpoints, ..ZooKeeperConfig::default() })
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn servers_are_asked_in_order_and_the_one_that_answered_is_asked_first_from_then_on() {
+        let clients = clients(&["a:1", "b:1", "c:1"]);
+        let asked = Mutex::new(Vec::new());
+        let ask = |silent: bool| {
+            let asked = &asked;
+            clients.each(Duration::from_millis(500), move |endpoint| async move {
+                asked.lock().unwrap().push(endpoint);
+                match endpoint {
+                    0 => Err(Failure::before("refused")),
+                    1 if silent => std::future::pending().await,
+                    _ => Ok(()),
+                }
+            })
+        };
+        let Ok(Answered { endpoint: 2, unsure: true, .. }) = ask(true).await else { panic!("not the third") };
+        let Ok(Answered { endpoint: 2, unsure: false, .. }) = ask(false).await else { panic!("not again") };
+        clients.avoid(2);
+        let Ok(Answered { endpoint: 1, unsure: false, .. }) = ask(false).await else {
+            panic!("not the second")
+        };
+        assert_eq!(*asked.lock().unwrap(), [0, 1, 2, 2, 0, 1]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_failure_names_all_servers_and_a_session_that_is_gone_is_not_asked_for_elsewhere() {
+        let clients = clients(&["a:1", "b:1"]);
+        let nobody = |_| async { Err::<(), _>(Failure::before("refused")) };
+        let failure = clients.each(Duration::from_secs(1), nobody).await.err().unwrap();
+        assert_eq!((failure.why.as_str(), failure.unsure), ("a:1: refused; b:1: refused", false));
+        let gone = |_| async { Err::<(), _>(Failure::from(&Error::SessionExpired)) };
+        let failure = clients.each(Duration::from_secs(1), gone).await.err().unwrap();
+        assert_eq!((failure.why.as_str(), failure.expired), ("a:1: session expired", true));
+    }
+
+    #[tokio::test]
+    async fn a_name_that_cannot_be_certified_is_said() {
+        let config = ZooKeeperConfig {
+            endpoints: vec!["a..b:2181".into()],
+            tls_ca: Some("/ca.pem".into()),
+            ..ZooKeeperConfig::default()
+        };
+        let failure = Clients::new(config).connect(0, Purpose::Follow).await.unwrap_err();
+        assert!(failure.why.contains("certificate"), "{}", failure.why);
     }
 }

@@ -82,25 +82,26 @@ impl ZooKeeperKeys {
             return Err(Failure { expired: true, ..Failure::before("the session is not there") });
         };
         let patience = self.patience();
-        let mut unsure = false;
+        // The only server need not be asked twice, except whether a session is gone.
+        let (mut unsure, mut asked) = (false, false);
         let mut whys = Vec::new();
         if let Some(client) = client.filter(|client| client.state() == SessionState::SyncConnected) {
             match timeout(patience, ask(client)).await.unwrap_or_else(|_| Err(Failure::silent(patience))) {
                 Ok(answer) => return Ok((answer, false)),
-                Err(failure) if failure.expired || !failure.broken => return Err(failure),
+                Err(failure) if !failure.broken => return Err(failure),
                 Err(failure) => {
-                    unsure = failure.unsure;
+                    (unsure, asked) = (failure.unsure, !failure.expired);
                     whys.push(format!("{}: {}", self.clients.name(endpoint), failure.why));
                 }
             }
         }
-        if whys.is_empty() || self.clients.config().endpoints.len() > 1 {
+        if !asked || self.clients.config().endpoints.len() > 1 {
             self.clients.avoid(endpoint);
             self.let_go(lease).await;
             let moved =
                 |endpoint| self.ask_elsewhere(lease, endpoint, Purpose::Resume(info.clone(), agreed), &ask);
             match self.clients.each(patience, moved).await {
-                Ok(Answered { answer, .. }) => return Ok((answer, unsure)),
+                Ok(answered) => return Ok((answered.answer, unsure || answered.unsure)),
                 Err(failure) => {
                     unsure |= failure.unsure;
                     whys.push(failure.why);
@@ -308,7 +309,7 @@ impl KeyStore for ZooKeeperKeys {
     async fn grant(&self, ttl: Duration) -> Result<(i64, Duration), String> {
         let begin = |endpoint| self.clients.connect(endpoint, Purpose::Lease(ttl));
         match self.clients.each(self.patience(), begin).await {
-            Ok(Answered { answer: client, endpoint }) => {
+            Ok(Answered { answer: client, endpoint, .. }) => {
                 let (lease, agreed) = (client.session_id().0, client.session_timeout());
                 let info = client.session().clone();
                 let session = Session { info, timeout: ttl, client: Some(client), endpoint };

@@ -87,7 +87,7 @@ impl Store for ZooKeeper {
     async fn read(&self) -> Result<Reading, String> {
         let answered = self.clients.ask(DEADLINE, |client| self.read_with(client)).await;
         match answered {
-            Ok(Answered { answer: read, endpoint }) => Ok(Reading { read, endpoint }),
+            Ok(Answered { answer: read, endpoint, .. }) => Ok(Reading { read, endpoint }),
             Err(Failure { why, .. }) => {
                 Err(format!("no ZooKeeper server answered a read of {}: {why}", self.prefix))
             }

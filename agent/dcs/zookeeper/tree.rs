@@ -46,7 +46,8 @@ pub(super) fn above(path: &str) -> impl Iterator<Item = &str> {
 
 /// The node that names the ensemble: the first one on the way to Patroni's keys, for its keys as for ours.
 fn namesake(prefix: &str) -> &str {
-    let theirs = prefix.strip_prefix(OURS).filter(|rest| rest.len() > 1).unwrap_or(prefix);
+    let theirs =
+        prefix.strip_prefix(OURS).filter(|rest| rest.starts_with('/') && rest.len() > 1).unwrap_or(prefix);
     match theirs[1..].find('/') {
         Some(end) => &theirs[..=end],
         None => theirs,
@@ -164,6 +165,7 @@ mod tests {
             ("/main/", "/main"),
             ("/pgsquire/main/", "/main"),
             ("/pgsquire/", "/pgsquire"),
+            ("/pgsquire2/main/", "/pgsquire2"),
         ] {
             assert_eq!(namesake(prefix), node, "{prefix}");
         }
