@@ -116,6 +116,34 @@ async fn servers_without_lasting_watches_are_watched_as_well() {
 }
 
 #[tokio::test]
+async fn what_happens_between_the_read_and_the_watch_is_told() {
+    let ensemble = Ensemble::start(1).await;
+    let client = ensemble.client(0).await;
+    write(&client, "/service/main/leader", "pg1").await;
+    write(&client, "/service/main/failover", "{}").await;
+    // With room for one event the follower stands between its read and its watch until somebody listens.
+    let mut follower = store::follow(ensemble.store(&[0]), 1);
+    follower.order(read_store()).await;
+    until("the first event waits", async || (follower.waiting() == 1).then_some(())).await;
+    client.delete("/service/main/failover", None).await.unwrap();
+    write(&client, "/service/main/members/pg1", "{}").await;
+    write(&client, "/service/main/leader", "pg2").await;
+    let (read, _) = next_read(&mut follower).await;
+    assert_eq!((text(&read, "leader"), names(&read)), (Some("pg1".into()), vec!["failover", "leader"]));
+    let change = loop {
+        match follower.next().await {
+            Event::StoreChanged { change, .. } => break change,
+            Event::Done { .. } => {}
+            other => panic!("{other:?}"),
+        }
+    };
+    let keys: Vec<_> = change.changes.iter().map(|(key, value)| (key.as_str(), value.is_some())).collect();
+    assert_eq!(keys, [("failover", false), ("members/pg1", true), ("leader", true)]);
+    assert_eq!(change.revision, zxid(&client, "/service/main/leader").await);
+    follower.stop().await;
+}
+
+#[tokio::test]
 async fn what_was_written_while_a_server_was_down_arrives() {
     let mut ensemble = Ensemble::start(3).await;
     let client = ensemble.client(1).await;
