@@ -12,6 +12,7 @@ pub mod driver;
 mod example;
 pub mod files;
 pub mod http;
+pub mod https;
 pub mod journal;
 pub mod page;
 pub mod patroni;

@@ -1,14 +1,14 @@
 //! Patroni's REST API of the members: `GET /primary`, asked of several members at a time.
 
 use crate::clock;
-use crate::files;
+use crate::https;
 use crate::report::{Report, outcome};
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use pgsquire_core::effect::{Effect, EffectId, Order};
 use pgsquire_core::event::{Event, Outcome};
 use pgsquire_core::time::Time;
-use reqwest::{Certificate, Client, Identity};
+use reqwest::Client;
 use std::path::PathBuf;
 use std::time::Duration;
 use tokio::sync::mpsc::{Receiver, Sender};
@@ -89,27 +89,12 @@ fn begin(
 /// # Errors
 /// A sentence, when a certificate or key cannot be used.
 pub fn build_client(config: &WorkerConfig) -> Result<Client, String> {
-    let pem = |path: &PathBuf| files::read(path).map_err(|e| e.to_string());
-    let unusable =
-        |path: &PathBuf, e: reqwest::Error| format!("{} cannot be used: {}", path.display(), words(&e));
-    let trusted = match &config.tls_ca {
-        Some(path) => Certificate::from_pem_bundle(&pem(path)?).map_err(|e| unusable(path, e))?,
-        None => Vec::new(),
-    };
-    let mut builder = Client::builder()
-        .tls_certs_only(trusted)
-        .no_proxy()
-        .http1_only()
-        .redirect(reqwest::redirect::Policy::none())
+    let WorkerConfig { tls_ca, tls_cert, tls_key } = config;
+    https::builder(tls_ca.as_deref(), tls_cert.as_deref(), tls_key.as_deref())?
         .connect_timeout(DEADLINE)
-        .timeout(DEADLINE);
-    if let (Some(cert), Some(key)) = (&config.tls_cert, &config.tls_key) {
-        let mut both = pem(cert)?;
-        both.push(b'\n');
-        both.extend(pem(key)?);
-        builder = builder.identity(Identity::from_pem(&both).map_err(|e| unusable(cert, e))?);
-    }
-    builder.build().map_err(|e| format!("no HTTP client for Patroni's members: {}", words(&e)))
+        .timeout(DEADLINE)
+        .build()
+        .map_err(|e| format!("no HTTP client for Patroni's members: {}", words(&e)))
 }
 
 async fn ask(
@@ -144,17 +129,10 @@ fn question(url: &str) -> String {
 }
 
 fn words(error: &reqwest::Error) -> String {
-    if error.is_timeout() {
-        return format!("silent for {} s", DEADLINE.as_secs());
+    match error.is_timeout() {
+        true => format!("silent for {} s", DEADLINE.as_secs()),
+        false => https::words(error),
     }
-    // reqwest's own words repeat the address; the cause is what people need.
-    let mut cause = std::error::Error::source(error);
-    let mut text = None;
-    while let Some(inner) = cause {
-        text = Some(inner.to_string());
-        cause = inner.source();
-    }
-    text.unwrap_or_else(|| error.to_string())
 }
 
 #[cfg(test)]

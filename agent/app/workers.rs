@@ -153,6 +153,7 @@ impl Workers {
     }
 }
 
+/// How to reach a cluster's store.
 fn store_of(cluster: &ClusterSettings) -> dcs::StoreConfig {
     let config::TlsFiles { ca: tls_ca, cert: tls_cert, key: tls_key } = cluster.tls.clone();
     match cluster.store.clone() {
@@ -163,6 +164,13 @@ fn store_of(cluster: &ClusterSettings) -> dcs::StoreConfig {
             tls_key,
             username: etcd.username,
             password_file: etcd.password_file,
+        }),
+        Store::Consul(consul) => dcs::StoreConfig::Consul(dcs::consul::ConsulConfig {
+            endpoints: consul.endpoints,
+            tls_ca,
+            tls_cert,
+            tls_key,
+            token_file: cluster.token_file.clone(),
         }),
         Store::ZooKeeper(zookeeper) => dcs::StoreConfig::ZooKeeper(dcs::zookeeper::ZooKeeperConfig {
             endpoints: zookeeper.endpoints,

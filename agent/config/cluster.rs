@@ -77,7 +77,10 @@ fn read(table: &Table<'_>) -> Option<(ClusterConfig, ClusterSettings)> {
     let max_fact_age = table.duration("max_fact_age", Duration::from_secs(1));
     let token_file = table.path("token_file");
     let probe = probe(table);
-    table.later(&["patroni_hosts", "on_dcs_loss", "token_file"]);
+    table.later(&["patroni_hosts", "on_dcs_loss"]);
+    if !matches!(store, Store::Consul(_)) {
+        table.later_so(&["token_file"], ": it is for Consul");
+    }
     table.finish();
 
     let scope = scope?;
@@ -123,40 +126,46 @@ fn store(table: &Table<'_>, tls: &TlsFiles, patroni_hosts: &[String]) -> Store {
         None if !patroni_hosts.is_empty() && !table.has("endpoints") => Some(Dcs::Patroni),
         None => Some(Dcs::Etcd),
     };
-    let followed = matches!(dcs, None | Some(Dcs::Etcd | Dcs::ZooKeeper));
-    if let Some(other) = dcs.filter(|_| !followed) {
-        let word = STORES.iter().find(|(_, dcs)| *dcs == other).map_or("", |(word, _)| *word);
-        let message = format!("this version follows etcd and ZooKeeper only, not {word}");
+    if let Some(Dcs::Patroni) = dcs {
+        let message = "this version follows etcd, Consul and ZooKeeper only, not patroni";
+        let help = "write dcs = \"etcd\", \"consul\" or \"zookeeper\", and its endpoints";
         match given.or_else(|| table.item("patroni_hosts")) {
-            Some(item) => {
-                item.error_help(message, "write dcs = \"etcd\" or \"zookeeper\", and its endpoints")
-            }
+            Some(item) => item.error_help(message, help),
             None => table.error(message),
         }
     }
-    if dcs == Some(Dcs::ZooKeeper) {
-        Store::ZooKeeper(zookeeper(table))
-    } else {
-        Store::Etcd(etcd(table, tls, dcs))
+    match dcs {
+        Some(Dcs::Etcd) => Store::Etcd(etcd(table, tls)),
+        Some(Dcs::Consul) => Store::Consul(consul(table, tls)),
+        Some(Dcs::ZooKeeper) => Store::ZooKeeper(zookeeper(table)),
+        // What is wrong is said already, and the stores' endpoints differ in their form: only the login is looked at.
+        Some(Dcs::Patroni) | None => {
+            let (username, password_file) = login(table);
+            table.list("endpoints");
+            Store::Etcd(EtcdSettings { endpoints: Vec::new(), username, password_file })
+        }
     }
 }
 
-fn etcd(table: &Table<'_>, tls: &TlsFiles, dcs: Option<Dcs>) -> EtcdSettings {
-    let scheme = if *tls == TlsFiles::default() { "http" } else { "https" };
-    let endpoints = match dcs {
-        Some(Dcs::Etcd) => addresses(table, "endpoints", scheme),
-        // Their forms differ; what is wrong is said already.
-        _ => table.list("endpoints").map(|_| Vec::new()),
-    };
-    if dcs == Some(Dcs::Etcd) {
-        refuse_empty(table, "http://127.0.0.1:2379");
-    }
+fn etcd(table: &Table<'_>, tls: &TlsFiles) -> EtcdSettings {
+    let endpoints = http_endpoints(table, tls, 2379);
     let (username, password_file) = login(table);
-    EtcdSettings {
-        endpoints: endpoints.unwrap_or_else(|| vec![format!("{scheme}://127.0.0.1:2379")]),
-        username,
-        password_file,
+    EtcdSettings { endpoints, username, password_file }
+}
+
+fn consul(table: &Table<'_>, tls: &TlsFiles) -> ConsulSettings {
+    for item in ["username", "password_file"].into_iter().filter_map(|key| table.item(key)) {
+        item.error_help("Consul has no users", "write the file of its token: token_file = \"…\"");
     }
+    ConsulSettings { endpoints: http_endpoints(table, tls, 8500) }
+}
+
+/// The `endpoints` of a store that speaks HTTP; without any, the one on this host.
+fn http_endpoints(table: &Table<'_>, tls: &TlsFiles, port: u16) -> Vec<String> {
+    let scheme = if *tls == TlsFiles::default() { "http" } else { "https" };
+    let endpoints = addresses(table, "endpoints", scheme);
+    refuse_empty(table, &format!("http://127.0.0.1:{port}"));
+    endpoints.unwrap_or_else(|| vec![format!("{scheme}://127.0.0.1:{port}")])
 }
 
 /// A chroot belongs to the list, but it may stand behind each address.

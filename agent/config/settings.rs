@@ -92,6 +92,8 @@ pub struct ClusterSettings {
 pub enum Store {
     /// etcd, version 3.
     Etcd(EtcdSettings),
+    /// Consul.
+    Consul(ConsulSettings),
     /// ZooKeeper.
     ZooKeeper(ZooKeeperSettings),
 }
@@ -101,6 +103,7 @@ impl Store {
     pub fn password_file(&self) -> Option<&Path> {
         match self {
             Store::Etcd(etcd) => etcd.password_file.as_deref(),
+            Store::Consul(_) => None,
             Store::ZooKeeper(zookeeper) => zookeeper.password_file.as_deref(),
         }
     }
@@ -115,6 +118,13 @@ pub struct EtcdSettings {
     pub username: Option<String>,
     /// Holds the password.
     pub password_file: Option<PathBuf>,
+}
+
+/// How to reach Consul; its token is [`ClusterSettings::token_file`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConsulSettings {
+    /// Addresses, with their scheme.
+    pub endpoints: Vec<String>,
 }
 
 /// How to reach ZooKeeper.

@@ -153,10 +153,11 @@ fn clusters() {
     assert_eq!(s.clusters[0].namespace, "/db/prod/");
     let endpoints = |text: &str| {
         let s = read(&format!("[[cluster]]\nscope = 'm'\n{text}\n"));
-        let Store::Etcd(etcd) = &s.clusters[0].store else {
-            panic!("etcd is what is followed without `dcs`")
-        };
-        etcd.endpoints.clone()
+        match &s.clusters[0].store {
+            Store::Etcd(etcd) => etcd.endpoints.clone(),
+            Store::Consul(consul) => consul.endpoints.clone(),
+            Store::ZooKeeper(zookeeper) => zookeeper.endpoints.clone(),
+        }
     };
     assert_eq!(endpoints(""), ["http://127.0.0.1:2379"]);
     assert_eq!(
@@ -164,17 +165,18 @@ fn clusters() {
         ["http://a:1", "https://[::1]:2", "http://[::1]:3"]
     );
     assert_eq!(endpoints("tls_ca = '/ca.pem'\nendpoints = ['a:1']"), ["https://a:1"]);
+    assert_eq!(endpoints("dcs = 'consul'"), ["http://127.0.0.1:8500"]);
+    assert_eq!(
+        endpoints("dcs = 'consul'\ntls_ca = '/ca.pem'\ntoken_file = '/t'\nendpoints = ['a:1', 'http://b:2']"),
+        ["https://a:1", "http://b:2"]
+    );
     let with = |text: &str| format!("[[cluster]]\nscope = 'm'\n{text}\n");
     assert_error("[[cluster]]\n", "`scope` is missing");
     assert_error(&with("[[cluster]]\nscope = 'm'"), "two clusters `m`");
-    assert_error(
-        &with("dcs = 'consul'\nendpoints = ['a:8500']"),
-        "this version follows etcd and ZooKeeper only, not consul",
-    );
-    assert_error(
-        &with("patroni_hosts = ['a:8008']"),
-        "this version follows etcd and ZooKeeper only, not patroni",
-    );
+    let followed = "this version follows etcd, Consul and ZooKeeper only, not patroni";
+    assert_error(&with("patroni_hosts = ['a:8008']"), followed);
+    assert_error(&with("dcs = 'consul'\nusername = 'u'"), "Consul has no users");
+    assert_error(&with("dcs = 'consul'\nendpoints = []"), "no endpoint is given");
     assert_error(&with("dcs = 'redis'"), "`redis` is not known");
     assert_error(&with("endpoints = []"), "no endpoint is given");
     assert_error(&with("endpoints = ['::1:2379']"), "brackets");

@@ -2,6 +2,7 @@
 //! keys and one for our own: read everything, watch, and when the watch breaks read everything again. One publisher per
 //! cluster puts our own keys.
 
+pub mod consul;
 pub mod etcd;
 mod follow;
 mod publish;
@@ -34,6 +35,8 @@ pub struct WorkerConfig {
 pub enum StoreConfig {
     /// etcd, version 3 of its API.
     Etcd(etcd::EtcdConfig),
+    /// Consul.
+    Consul(consul::ConsulConfig),
     /// ZooKeeper, from 3.4 on; to talk to other agents through it, from 3.5 on.
     ZooKeeper(zookeeper::ZooKeeperConfig),
 }
@@ -67,6 +70,10 @@ pub async fn run(
             let store = etcd::Etcd::new(etcd, config.prefix);
             follow::run(Whose::Patronis, config.cluster, store, Prompt::Orders(orders), report, stop).await;
         }
+        StoreConfig::Consul(consul) => {
+            let store = consul::Consul::new(consul, &config.prefix);
+            follow::run(Whose::Patronis, config.cluster, store, Prompt::Orders(orders), report, stop).await;
+        }
         StoreConfig::ZooKeeper(zookeeper) => {
             let store = zookeeper::ZooKeeper::new(zookeeper, config.prefix);
             follow::run(Whose::Patronis, config.cluster, store, Prompt::Orders(orders), report, stop).await;
@@ -81,6 +88,10 @@ pub async fn run_peers(config: WorkerConfig, events: Sender<Event>, stop: Cancel
     match config.store {
         StoreConfig::Etcd(etcd) => {
             let store = etcd::Etcd::new(etcd, config.prefix);
+            follow::run(Whose::Agents, config.cluster, store, Prompt::Every(PEERS_AGAIN), report, stop).await;
+        }
+        StoreConfig::Consul(consul) => {
+            let store = consul::Consul::new(consul, &config.prefix);
             follow::run(Whose::Agents, config.cluster, store, Prompt::Every(PEERS_AGAIN), report, stop).await;
         }
         StoreConfig::ZooKeeper(zookeeper) => {
@@ -118,6 +129,10 @@ pub async fn run_publisher(
     match config.store {
         StoreConfig::Etcd(etcd) => {
             let store = etcd::EtcdKeys::new(etcd, config.prefix);
+            publish::run(config.cluster, store, ttl, orders, report, stop).await;
+        }
+        StoreConfig::Consul(consul) => {
+            let store = consul::ConsulKeys::new(consul, &config.prefix);
             publish::run(config.cluster, store, ttl, orders, report, stop).await;
         }
         StoreConfig::ZooKeeper(zookeeper) => {

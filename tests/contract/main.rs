@@ -2,6 +2,8 @@
 //! neighbour.
 
 mod certificates;
+mod consul;
+mod consul_server;
 mod etcd;
 mod patroni_rest;
 mod patroni_yml;

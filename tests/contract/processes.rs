@@ -1,6 +1,7 @@
 //! Real neighbours as child processes: own folders, free ports, ended by their own id.
 
 use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::{Pid, User, geteuid};
 use std::fs::File;
 use std::net::TcpListener;
@@ -54,9 +55,12 @@ impl Process {
         list.split_whitespace().map(|child| Pid::from_raw(child.parse().unwrap())).collect()
     }
 
-    /// Sends a signal.
+    /// Sends a signal. One that is told to stop has stopped: on a busy machine its other threads go on for a while.
     pub fn signal(&self, signal: Signal) {
         kill(self.pid(), signal).unwrap();
+        if signal == Signal::SIGSTOP {
+            waitpid(self.pid(), Some(WaitPidFlag::WUNTRACED)).unwrap();
+        }
     }
 
     /// Waits for its end.

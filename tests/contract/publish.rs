@@ -83,36 +83,7 @@ async fn exactly_the_ordered_keys_are_there_and_one_order_is_one_revision() {
 #[tokio::test]
 async fn our_own_follower_sees_puts_and_deletes() {
     let cluster = Cluster::start(1).await;
-    let mut follower = follower(cluster.endpoints(&[0]));
-    let Event::PeersRead { read, .. } = follower.next().await else { panic!("it reads first") };
-    assert!(read.keys.is_empty() && read.leader_ttl.is_none());
-    let mut publisher = publisher(cluster.endpoints(&[0]), LONG);
-    // A full read in between may be the one to tell.
-    let mut key = async |wanted: Option<&str>| loop {
-        match follower.next().await {
-            Event::PeersRead { read, .. } => {
-                let value = read.keys.get("poolers/a").map(|stored| stored.value.as_slice());
-                if value == wanted.map(str::as_bytes) {
-                    return;
-                }
-            }
-            Event::PeersChanged { change, .. } => {
-                let (key, value) = &change.changes[0];
-                assert_eq!(key, "poolers/a");
-                let value = value.as_ref().map(|stored| stored.value.as_slice());
-                assert_eq!(value, wanted.map(str::as_bytes));
-                return;
-            }
-            other => panic!("{other:?}"),
-        }
-    };
-    for wanted in ["1", "2"] {
-        assert_eq!(publisher.outcome(publish(&[("poolers/a", wanted)])).await, Outcome::Done);
-        key(Some(wanted)).await;
-    }
-    publisher.stop().await;
-    key(None).await;
-    follower.stop().await;
+    store::puts_and_deletes_are_seen(store(cluster.endpoints(&[0]))).await;
 }
 
 #[tokio::test]

@@ -3,7 +3,7 @@
 use crate::worker::Worker;
 use pgsquire::dcs::{self, PublisherConfig, StoreConfig, WorkerConfig};
 use pgsquire_core::effect::Order;
-use pgsquire_core::event::{Event, StoreChange, StoreRead};
+use pgsquire_core::event::{Event, Outcome, StoreChange, StoreRead};
 use std::time::Duration;
 
 /// Orders are answered within this, and a test may be late by a little.
@@ -101,4 +101,38 @@ pub async fn lease_word(publisher: &mut Worker) -> Option<Duration> {
             return lease.map(|(_, ttl)| ttl);
         }
     }
+}
+
+/// What is published into a store is seen by its follower.
+pub async fn puts_and_deletes_are_seen(store: StoreConfig) {
+    let mut follower = peers(store.clone());
+    let Event::PeersRead { read, .. } = follower.next().await else { panic!("it reads first") };
+    assert!(read.keys.is_empty() && read.leader_ttl.is_none());
+    let mut publisher = publisher(store, Duration::from_secs(60));
+    // A full read in between may be the one to tell.
+    let mut key = async |wanted: Option<&str>| loop {
+        match follower.next().await {
+            Event::PeersRead { read, .. } => {
+                let value = read.keys.get("poolers/a").map(|stored| stored.value.as_slice());
+                if value == wanted.map(str::as_bytes) {
+                    return;
+                }
+            }
+            Event::PeersChanged { change, .. } => {
+                let (key, value) = &change.changes[0];
+                assert_eq!(key, "poolers/a");
+                let value = value.as_ref().map(|stored| stored.value.as_slice());
+                assert_eq!(value, wanted.map(str::as_bytes));
+                return;
+            }
+            other => panic!("{other:?}"),
+        }
+    };
+    for wanted in ["1", "2"] {
+        assert_eq!(publisher.outcome(publish(&[("poolers/a", wanted)])).await, Outcome::Done);
+        key(Some(wanted)).await;
+    }
+    publisher.stop().await;
+    key(None).await;
+    follower.stop().await;
 }

@@ -29,7 +29,7 @@ const PROMOTION_PAUSE: Duration = Duration::from_millis(15);
 /// … whose own agent will say so sooner: every question takes its Patroni's time.
 const SPOKEN_PAUSE: Duration = Duration::from_millis(100);
 /// Pause between questions to a leader from which clients are held back: it may be writable again, or still.
-const HELD_PAUSE: Duration = Duration::from_millis(100);
+const HELD_PAUSE: Duration = Duration::from_millis(50);
 /// After this long without becoming writable it is asked less often.
 const PROMOTION_PATIENCE: Duration = Duration::from_secs(60);
 /// … this often.
@@ -194,12 +194,13 @@ fn members_to_ask(
     }
     if let Some(leader) = topology.leader_member().filter(|_| !topology.config.standby_cluster) {
         let writable = view.asked.get(&leader.name).and_then(|f| f.last()).is_some_and(|s| s.is_writable());
+        let was_writable = writable || view.was_writable;
         let pause = match now.since(view.leader_since) {
-            _ if writable && hold.is_some_and(|hold| hold.may_be_back()) => {
+            _ if was_writable && hold.is_some_and(|hold| hold.may_be_back()) => {
                 (HELD_PAUSE * crowd).min(MEMBER_PAUSE)
             }
             _ if writable || !routed => MEMBER_PAUSE,
-            _ if view.was_writable => PATIENT_PAUSE,
+            _ if was_writable => PATIENT_PAUSE,
             age if age < PROMOTION_PATIENCE => {
                 let pause = if has_agent(switch, &leader.name) { SPOKEN_PAUSE } else { PROMOTION_PAUSE };
                 (pause * crowd).min(PATIENT_PAUSE)

@@ -389,8 +389,17 @@ pub(crate) fn note_holds(
         if let Some(own) = &mut pooler.pause {
             own.left = Some(hold.endpoint.clone());
         }
-        if let Some(cluster) = config.cluster(cluster) {
-            let_go::hurry(config, cluster, name, pooler, hold, now);
+        let Some(cluster) = config.cluster(cluster) else { continue };
+        let_go::hurry(config, cluster, name, pooler, hold, now);
+        // A login that began between our last look and PAUSE has marked its pool, and nobody can see it: provided for
+        // while clients wait anyway.
+        if pooler.pause.as_ref().is_some_and(|own| own.sure)
+            && let_go::let_go(config, cluster, name, pooler, hold, now) != let_go::LetGo::Not
+            && let Some(routed) = config.pooler(name)
+        {
+            for (entry, _) in routed.routes.iter().filter(|(_, route)| route.cluster == cluster.name) {
+                pooler.moved.entry(entry.clone()).or_insert(now);
+            }
         }
     }
 }

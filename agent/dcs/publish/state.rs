@@ -243,8 +243,8 @@ impl<'a, S: KeyStore> Publisher<'a, S> {
                 self.answer(&job, Err(why)).await
             }
             Step::Granted(started, at, Ok((lease, ttl))) => {
-                let keys = Some(KeyMap::new());
-                self.held = Some(Held { lease, ttl, due: at + ttl / 3, keys, maybe: BTreeSet::new() });
+                // Nothing is bound to it yet, and a lease that was given up must not end before that.
+                self.held = Some(Held { lease, ttl, due: at + ttl / 3, keys: None, maybe: BTreeSet::new() });
                 self.renewing = None;
                 self.tell_lease(Some((started, at, ttl))).await?;
                 self.work(job).await
@@ -299,7 +299,7 @@ impl<'a, S: KeyStore> Publisher<'a, S> {
                 self.cluster
             );
             let now = Instant::now();
-            self.given_up.push_back((lease, now + ttl));
+            self.given_up.push_back((lease, now + self.store.longest(ttl)));
             self.renewing = None;
             self.restore = Some(now);
         }

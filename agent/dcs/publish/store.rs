@@ -13,6 +13,11 @@ pub(in crate::dcs) trait KeyStore: Send + Sync {
     /// Grants a lease and says how long it lives.
     fn grant(&self, ttl: Duration) -> impl Future<Output = Result<(Self::Lease, Duration), String>> + Send;
 
+    /// How long a lease of this time to live may live after its last renewal.
+    fn longest(&self, ttl: Duration) -> Duration {
+        ttl
+    }
+
     /// Renews it for as long as it was granted.
     fn renew(&self, lease: &Self::Lease) -> impl Future<Output = Result<Kept, String>> + Send;
 

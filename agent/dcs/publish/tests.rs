@@ -178,6 +178,19 @@ async fn a_change_that_may_come_late_loses_its_lease_and_no_key_is_missed_meanwh
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_lease_is_not_revoked_before_its_keys_are_bound_to_another() {
+    let mut world = World::start();
+    world.script.changes.lock().unwrap().extend([Next::Unsure, Next::Stuck]);
+    world.publish(1, &["a"]).await;
+    world.expect(&["kept", "done 1", "kept"]).await;
+    settle().await;
+    assert_eq!(world.script.taken(), ["grant", "change 1 +a", "grant", "change 2 +a"]);
+    sleep(ANSWER + PAUSE.1).await;
+    let asked = ["grant", "change 3 +a", "revoke 1", "change 3 +a", "revoke 2", "change 3 +a"];
+    assert_eq!(world.script.taken(), asked);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_lease_that_cannot_be_revoked_is_left_to_its_end() {
     let mut world = World::start();
     world.script.changes.lock().unwrap().push_back(Next::Unsure);

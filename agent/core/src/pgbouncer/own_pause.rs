@@ -1,5 +1,6 @@
 //! The pause that is ours: how far it can be relied on, and what became of the orders about it.
 
+use super::let_go::leads_there;
 use super::pools::Pooler;
 use crate::effect::{Pause, PauseScope, PoolerOrder};
 use crate::time::Time;
@@ -51,9 +52,16 @@ impl OwnPause {
         OwnPause { sure: false, clean: false, refills, ..Self::taken(pause, now) }
     }
 
-    /// Servers to which clients that wait have led since it began.
-    pub fn places(&self) -> impl Iterator<Item = &Endpoint> {
-        self.left.iter().chain(&self.ahead)
+    /// Whether this entry's clients may wait because of it: one of its databases was paused by its name, or it leads to a
+    /// server to which those that wait have led since it began. If this run does not know that, every entry's may.
+    pub(super) fn holds(&self, pooler: &Pooler, entry: &str) -> bool {
+        let named = |database: &&str| match &self.pause.scope {
+            PauseScope::Process => false,
+            PauseScope::Databases(list) => list.iter().any(|d| d == database),
+        };
+        self.left.is_none()
+            || pooler.databases_of(entry).iter().any(named)
+            || self.left.iter().chain(&self.ahead).any(|place| leads_there(pooler, entry, place))
     }
 
     /// What an earlier run left.

@@ -261,20 +261,15 @@ pub fn finish(
         return None;
     }
     let is_known = |(entry, decision): (&String, &Decision)| {
-        let led_there = own.left.is_none() || own.places().any(|e| leads_there(pooler, entry, e));
         // Readers without a place stay where they are: the writers do not wait for them.
         let route = routed.routes.get(entry);
         let writes = route.is_none_or(Route::is_write);
         let given_up = route.is_some_and(|route| facts.given_up.contains(&route.cluster.as_str()));
-        decision.target.is_some() || !led_there || !writes || given_up
+        decision.target.is_some() || !own.holds(pooler, entry) || !writes || given_up
     };
     let known = decisions.iter().all(is_known);
     let is_loaded = |(entry, decision): (&String, &Decision)| match &decision.target {
-        Some(target) => {
-            let loaded = pooler.loaded(entry);
-            let led_there = own.left.is_none() || own.places().any(|e| loaded.as_ref() == Some(e));
-            !led_there || pooler.is_loaded(entry, &target.endpoint)
-        }
+        Some(target) => !own.holds(pooler, entry) || pooler.is_loaded(entry, &target.endpoint),
         None => true,
     };
     let loaded = decisions.iter().all(is_loaded) && !pooler.reload_unseen && !facts.needs_retry;

@@ -176,10 +176,6 @@ fn lower_login_retry(
     if !config.mutants.obey(Rule::LoginRetry) || !unloaded_but_for_looking(pooler, decisions) {
         return None;
     }
-    if pooler.pause.as_ref().is_some_and(|own| own.clean) {
-        // No pool carries a mark: those that wait go on without it.
-        return None;
-    }
     let in_force = pooler.borrowed.is_some() && !pooler.borrow_undone;
     let value = match &pooler.borrowed {
         Some((value, _)) => value.clone(),
@@ -193,9 +189,10 @@ fn lower_login_retry(
     Some((PoolerOrder::BorrowLoginRetry { value }, Reason::new(Rule::LoginRetry, text)))
 }
 
-/// Whether clients that go on now could meet a failed-login mark that is not provided for.
+/// Whether clients that go on now are likely to meet a failed-login mark that is not provided for.
 pub fn needs_login_retry(config: &Config, pooler: &Pooler, decisions: &Decisions, now: Time) -> bool {
-    lower_login_retry(config, pooler, decisions, now).is_some()
+    let is_clean = pooler.pause.as_ref().is_some_and(|own| own.clean);
+    !is_clean && lower_login_retry(config, pooler, decisions, now).is_some()
 }
 
 /// Whether the RELOAD is behind us: answered, or seen to be loaded.

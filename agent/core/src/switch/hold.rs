@@ -155,12 +155,14 @@ pub fn step(facts: &Facts<'_>, state: &mut SwitchState) -> Option<Change> {
     Some(Change::Began(why))
 }
 
-/// Clients are served again after all: the watched server says so, or somebody is writable where none is watched.
+/// Writers are served again after all. That the watched server merely accepts connections does not say so: a primary that
+/// lost its store comes up again as a replica.
 fn serves_again(facts: &Facts<'_>, state: &SwitchState) -> bool {
-    match (&state.server, &state.watched) {
-        (Some(sign), _) => matches!(sign.word, ServerWord::Up | ServerWord::InRecovery(false)),
-        (None, None) => facts.writable().is_some(),
-        (None, Some(_)) => false,
+    match state.server.as_ref().map(|sign| &sign.word) {
+        Some(ServerWord::InRecovery(false)) => true,
+        Some(ServerWord::Up) => facts.writable().is_some(),
+        Some(_) => false,
+        None => state.watched.is_none() && facts.writable().is_some(),
     }
 }
 
@@ -335,5 +337,38 @@ fn end(state: &mut SwitchState, hold: &Hold) {
     }
     while state.ended.len() > REMEMBERED {
         state.ended.pop_front();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::example::{at, config, keys, observed, read, view};
+    use crate::switch::ServerSign;
+
+    #[test]
+    fn a_server_that_merely_accepts_connections_does_not_end_what_was_given_up() {
+        let config = config();
+        let cluster = &config.clusters[0];
+        let endpoint = Endpoint { host: "10.0.0.1".into(), port: 5432 };
+        let given_up = |known: &Observed, word: ServerWord| {
+            let sign = ServerSign { endpoint: endpoint.clone(), word, at: at(1_400) };
+            let mut state = SwitchState {
+                given_up: Some(endpoint.clone()),
+                watched: Some(endpoint.clone()),
+                server: Some(sign),
+                ..SwitchState::default()
+            };
+            let facts =
+                Facts { config: &config, cluster, observed: known, led_to: &[], limit: None, now: at(1_500) };
+            step(&facts, &mut state);
+            state.given_up.is_some()
+        };
+        let mut known = observed(&config, at(1_000));
+        assert!(!given_up(&known, ServerWord::Up), "the leader is proved writable");
+        assert!(given_up(&known, ServerWord::InRecovery(true)));
+        view(&mut known).observe_read(&config, at(1_200), read(11, at(1_200), keys(2)));
+        assert!(given_up(&known, ServerWord::Up), "nobody is proved writable");
+        assert!(!given_up(&known, ServerWord::InRecovery(false)), "its own word is a proof");
     }
 }

@@ -89,18 +89,17 @@ struct Move {
 }
 
 impl Move {
-    /// From the first entry that says the new leader is writable to the one with which the last of the routes is verified.
+    /// From the first entry that says where a route must lead now to the one with which the last of them is verified there.
     fn find(records: &[Record], before: u64, leader: &str, address: Ipv4Addr) -> Result<Self> {
-        let writable = format!("{leader} is writable on timeline");
+        let decided = format!("must lead to {address}");
         let mut new = records.iter().filter(|r| r.number > before);
-        let start = new.by_ref().find(|r| r.kind == "writable" && r.text.starts_with(&writable));
-        let start = start.with_context(|| format!("{leader} was not seen writable"))?;
+        let start = new.by_ref().find(|r| r.kind == "route" && r.text.starts_with(&decided));
+        let start = start.with_context(|| format!("no route was to lead to {leader}"))?;
         let there = format!("leads to {address}");
         let (mut verified, mut end, mut steps) = (BTreeSet::new(), start, Vec::new());
         for record in new {
             let at = millis_between(&start.time, &record.time)?;
             match record.kind.as_str() {
-                "route" if steps.is_empty() => steps.push(format!("decided {at}")),
                 "order" if record.text.ends_with(": done") => {
                     let order = record.text.split(' ').next().unwrap_or_default();
                     steps.push(format!("{} {at}", order.trim_end_matches(':')));
@@ -183,8 +182,8 @@ mod tests {
             text: text.into(),
         };
         let mut all = vec![
-            record(1, "writable", "main".into(), "pg2 is writable on timeline 2: …"),
-            record(2, "writable", "main".into(), "pg1 is writable on timeline 3: …"),
+            record(1, "route", "write/app".into(), "must lead to 127.0.0.2:5432: …"),
+            record(2, "leader", "main".into(), "pg1 holds the leader key"),
             record(3, "route", "write/app".into(), "must lead to 127.0.0.1:5432: …"),
             record(4, "order", "write".into(), "RELOAD: done"),
         ];
@@ -195,7 +194,7 @@ mod tests {
         assert!(Move::find(&all, 0, "pg1", to).is_err(), "one is missing");
         all.push(verified(ENTRIES));
         let found = Move::find(&all, 0, "pg1", to).expect("all are there");
-        assert_eq!((found.milliseconds, found.steps.as_str()), (3, "decided 1, RELOAD 2"));
-        assert!(Move::find(&all, 2, "pg1", to).is_err(), "before that it was another switchover");
+        assert_eq!((found.milliseconds, found.steps.as_str()), (2, "RELOAD 1"));
+        assert!(Move::find(&all, 3, "pg1", to).is_err(), "before that it was another switchover");
     }
 }
