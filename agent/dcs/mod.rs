@@ -4,6 +4,7 @@
 
 pub mod consul;
 pub mod etcd;
+mod failover;
 mod follow;
 mod publish;
 pub mod zookeeper;

@@ -1,6 +1,6 @@
 //! The publisher and the follower of our own keys against real etcd servers.
 
-use crate::etcd::Cluster;
+use crate::etcd_server::Cluster;
 use crate::processes::{PATIENCE, free_port, until};
 use crate::store::{self, ANSWER, lease_word, pairs, publish, put};
 use crate::worker::Worker;

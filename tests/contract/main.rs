@@ -3,8 +3,11 @@
 
 mod certificates;
 mod consul;
+mod consul_keys;
 mod consul_server;
 mod etcd;
+mod etcd_keys;
+mod etcd_server;
 mod patroni_rest;
 mod patroni_yml;
 mod pgbouncer_console;
@@ -15,7 +18,6 @@ mod pooler;
 mod postgres;
 mod probe;
 mod processes;
-mod publish;
 mod server;
 mod store;
 mod worker;

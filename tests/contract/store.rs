@@ -103,11 +103,12 @@ pub async fn lease_word(publisher: &mut Worker) -> Option<Duration> {
     }
 }
 
-/// What is published into a store is seen by its follower.
-pub async fn puts_and_deletes_are_seen(store: StoreConfig) {
+/// What is published into a store is seen by its follower. Gives the store's identity.
+pub async fn puts_and_deletes_are_seen(store: StoreConfig) -> String {
     let mut follower = peers(store.clone());
     let Event::PeersRead { read, .. } = follower.next().await else { panic!("it reads first") };
     assert!(read.keys.is_empty() && read.leader_ttl.is_none());
+    let identity = read.store;
     let mut publisher = publisher(store, Duration::from_secs(60));
     // A full read in between may be the one to tell.
     let mut key = async |wanted: Option<&str>| loop {
@@ -135,4 +136,5 @@ pub async fn puts_and_deletes_are_seen(store: StoreConfig) {
     publisher.stop().await;
     key(None).await;
     follower.stop().await;
+    identity
 }

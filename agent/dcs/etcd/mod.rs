@@ -1,13 +1,14 @@
 //! etcd, version 3 of its API.
 
-mod clients;
+mod client;
 mod keys;
 
 pub(super) use keys::EtcdKeys;
 
+use super::failover::{Answered, Clients, Failure};
 use super::follow::{Reading, Store, Watch, WatchEnd};
 use crate::clock;
-use clients::{Answered, Clients, Failure, words};
+use client::words;
 use etcd_client::{Client, Error, GetOptions, WatchOptions, WatchResponse, WatchStream};
 use pgsquire_core::event::{StoreChange, StoreRead};
 use pgsquire_core::patroni::{Keys, StoredValue};
@@ -31,14 +32,14 @@ pub struct EtcdConfig {
     pub tls_key: Option<PathBuf>,
     /// User, where etcd asks for one.
     pub username: Option<String>,
-    /// Holds the user's password. Certificates, key and password are read again for each new connection.
+    /// Holds the user's password. Certificates, key and password are read again when they change.
     pub password_file: Option<PathBuf>,
 }
 
 /// The keys below one prefix, for a follower.
 pub(super) struct Etcd {
     prefix: String,
-    clients: Clients,
+    clients: Clients<EtcdConfig>,
 }
 
 impl Etcd {

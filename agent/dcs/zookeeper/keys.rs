@@ -1,8 +1,9 @@
 //! Our own keys in ZooKeeper, for the publisher. A lease is a session of its own: its keys are ephemeral nodes.
 
 use super::ZooKeeperConfig;
-use super::clients::{Answered, Clients, Failure, Purpose};
+use super::client::{Purpose, at};
 use super::tree::top;
+use crate::dcs::failover::{Answered, Clients, Failure};
 use crate::dcs::publish::{Change, Done, Kept, KeyStore, WriteError};
 use futures_util::future::join_all;
 use std::collections::BTreeMap;
@@ -28,12 +29,13 @@ const LARGEST: usize = 1_000_000;
 /// The keys below one prefix.
 pub(in crate::dcs) struct ZooKeeperKeys {
     prefix: String,
-    clients: Clients,
+    clients: Clients<ZooKeeperConfig>,
     sessions: Mutex<BTreeMap<i64, Session>>,
 }
 
 /// A session with ephemeral nodes, and the connection it is used on now. Two connections of one session drive each other
-/// out: the old one is let go before there is a new one.
+/// out: the old one is let go before there is a new one. So it is not one of the clients that [`Clients`] keeps and makes
+/// anew by itself; only the order of the servers is shared, and files that changed are read with the next connection.
 #[derive(Clone)]
 struct Session {
     info: SessionInfo,
@@ -56,7 +58,11 @@ impl ZooKeeperKeys {
     }
 
     fn patience(&self) -> Duration {
-        if self.clients.config().endpoints.len() > 1 { PATIENCE } else { PATIENCE_ALONE }
+        if self.clients.opener().endpoints.len() > 1 { PATIENCE } else { PATIENCE_ALONE }
+    }
+
+    async fn connect(&self, endpoint: usize, purpose: Purpose) -> Result<Client, Failure> {
+        self.clients.opener().connect(self.clients.name(endpoint), purpose).await
     }
 
     fn full(&self, key: &str) -> String {
@@ -65,7 +71,7 @@ impl ZooKeeperKeys {
 
     /// Who has a login keeps the nodes for those with the same login.
     fn acls(&self) -> Acls<'static> {
-        if self.clients.config().username.is_some() { Acls::creator_all() } else { Acls::anyone_all() }
+        if self.clients.opener().username.is_some() { Acls::creator_all() } else { Acls::anyone_all() }
     }
 
     fn folders(&self) -> CreateOptions<'static> {
@@ -79,7 +85,7 @@ impl ZooKeeperKeys {
         F: Future<Output = Result<T, Failure>>,
     {
         let Some(Session { info, timeout: agreed, client, endpoint }) = self.session(lease) else {
-            return Err(Failure { expired: true, ..Failure::before("the session is not there") });
+            return Err(Failure { gone: true, ..Failure::sure("the session is not there") });
         };
         let patience = self.patience();
         // The only server need not be asked twice, except whether a session is gone.
@@ -90,12 +96,12 @@ impl ZooKeeperKeys {
                 Ok(answer) => return Ok((answer, false)),
                 Err(failure) if !failure.broken => return Err(failure),
                 Err(failure) => {
-                    (unsure, asked) = (failure.unsure, !failure.expired);
+                    (unsure, asked) = (failure.unsure, !failure.gone);
                     whys.push(format!("{}: {}", self.clients.name(endpoint), failure.why));
                 }
             }
         }
-        if !asked || self.clients.config().endpoints.len() > 1 {
+        if !asked || self.clients.opener().endpoints.len() > 1 {
             self.clients.avoid(endpoint);
             self.let_go(lease).await;
             let moved =
@@ -105,13 +111,13 @@ impl ZooKeeperKeys {
                 Err(failure) => {
                     unsure |= failure.unsure;
                     whys.push(failure.why);
-                    if failure.expired {
-                        return Err(Failure { expired: true, ..Failure::before(whys.join("; ")) });
+                    if failure.gone {
+                        return Err(Failure { gone: true, ..Failure::sure(whys.join("; ")) });
                     }
                 }
             }
         }
-        Err(Failure { unsure, ..Failure::before(whys.join("; ")) })
+        Err(Failure { unsure, ..Failure::sure(whys.join("; ")) })
     }
 
     async fn ask_elsewhere<T, F>(
@@ -124,7 +130,7 @@ impl ZooKeeperKeys {
     where
         F: Future<Output = Result<T, Failure>>,
     {
-        let client = self.clients.connect(endpoint, purpose).await?;
+        let client = self.connect(endpoint, purpose).await?;
         // Unless it was given back meanwhile.
         if let Some(session) = self.sessions().get_mut(&lease) {
             (session.client, session.endpoint) = (Some(client.clone()), endpoint);
@@ -156,14 +162,14 @@ impl ZooKeeperKeys {
                 }
             }
         }
-        Err(Failure::before("others changed the same nodes all the time"))
+        Err(Failure::sure("others changed the same nodes all the time"))
     }
 
     async fn try_make(&self, client: &Client, lease: i64, change: &Change) -> Result<Made, Failure> {
         let keys: Vec<&String> = change.put.keys().chain(&change.delete).collect();
         let looks = keys.iter().map(|key| async {
             let path = self.full(key);
-            client.check_stat(&path).await.map_err(|e| Failure::at(&path, &e))
+            client.check_stat(&path).await.map_err(|e| at(&path, &e))
         });
         let mut stats = BTreeMap::new();
         for (key, stat) in keys.iter().zip(join_all(looks).await) {
@@ -182,7 +188,7 @@ impl ZooKeeperKeys {
                 What::Set(value) => writer.add_set_data(&path, value, None),
                 What::Delete(version) => writer.add_delete(&path, Some(version)),
             }
-            .map_err(|e| Failure::at(&path, &e))?;
+            .map_err(|e| at(&path, &e))?;
         }
         match writer.commit().await {
             Ok(_) => Ok(Made::Yes),
@@ -192,15 +198,15 @@ impl ZooKeeperKeys {
             }) => Ok(Made::NotYet),
             Err(MultiWriteError::OperationFailed { index, source }) => {
                 let key = steps.get(index).map_or("", |step| step.key);
-                Err(Failure::at(&self.full(key), &source))
+                Err(at(&self.full(key), &source))
             }
-            Err(MultiWriteError::RequestFailed { source }) => Err(Failure::at(top(&self.prefix), &source)),
+            Err(MultiWriteError::RequestFailed { source }) => Err(at(top(&self.prefix), &source)),
         }
     }
 
     async fn make_folder(&self, client: &Client, path: &str) -> Result<(), Failure> {
         let Some((folder, _)) = path.rsplit_once('/') else { return Ok(()) };
-        client.mkdir(folder, &self.folders()).await.map_err(|e| Failure::at(folder, &e))
+        client.mkdir(folder, &self.folders()).await.map_err(|e| at(folder, &e))
     }
 
     /// Puts a node without a lease.
@@ -210,16 +216,16 @@ impl ZooKeeperKeys {
             match client.set_data(path, value, None).await {
                 Ok(_) => return Ok(()),
                 Err(Error::NoNode) => {}
-                Err(e) => return Err(Failure::at(path, &e)),
+                Err(e) => return Err(at(path, &e)),
             }
             match client.create(path, value, &self.folders()).await {
                 Ok(_) => return Ok(()),
                 Err(Error::NoNode) => self.make_folder(client, path).await?,
                 Err(e @ Error::NodeExists) => last = e,
-                Err(e) => return Err(Failure::at(path, &e)),
+                Err(e) => return Err(at(path, &e)),
             }
         }
-        Err(Failure::at(path, &last))
+        Err(at(path, &last))
     }
 
     /// Ends a session and waits for the server's word.
@@ -229,7 +235,7 @@ impl ZooKeeperKeys {
         let end = |endpoint| {
             let purpose = Purpose::End(info.clone(), agreed);
             async move {
-                let client = self.clients.connect(endpoint, purpose).await?;
+                let client = self.connect(endpoint, purpose).await?;
                 let mut state = client.state_watcher();
                 drop(client);
                 while !state.changed().await.is_terminated() {}
@@ -237,7 +243,7 @@ impl ZooKeeperKeys {
             }
         };
         match self.clients.each(self.patience(), end).await {
-            Err(failure) if !failure.expired => Err(failure),
+            Err(failure) if !failure.gone => Err(failure),
             _ => {
                 self.sessions().remove(&lease);
                 Ok(())
@@ -307,7 +313,7 @@ impl KeyStore for ZooKeeperKeys {
     type Lease = i64;
 
     async fn grant(&self, ttl: Duration) -> Result<(i64, Duration), String> {
-        let begin = |endpoint| self.clients.connect(endpoint, Purpose::Lease(ttl));
+        let begin = |endpoint| self.connect(endpoint, Purpose::Lease(ttl));
         match self.clients.each(self.patience(), begin).await {
             Ok(Answered { answer: client, endpoint, .. }) => {
                 let (lease, agreed) = (client.session_id().0, client.session_timeout());
@@ -323,11 +329,11 @@ impl KeyStore for ZooKeeperKeys {
     async fn renew(&self, lease: &i64) -> Result<Kept, String> {
         // The library keeps the session by itself; this asks the leader whether it knows it.
         let ask = |client: Client| async move {
-            client.sync("/").await.map_err(|e| Failure::at("the session of our keys", &e))
+            client.sync("/").await.map_err(|e| at("the session of our keys", &e))
         };
         match self.in_session(*lease, ask).await {
             Ok(_) => Ok(Kept::Yes),
-            Err(Failure { expired: true, .. }) => {
+            Err(Failure { gone: true, .. }) => {
                 self.sessions().remove(lease);
                 Ok(Kept::Lost)
             }
@@ -346,7 +352,7 @@ impl KeyStore for ZooKeeperKeys {
         let ask = |client: Client| async move { self.make(&client, *lease, change).await };
         match self.in_session(*lease, ask).await {
             Ok(((), unsure)) => Ok(Done { unsure }),
-            Err(Failure { expired: true, .. }) => {
+            Err(Failure { gone: true, .. }) => {
                 self.sessions().remove(lease);
                 Err(WriteError::LeaseLost)
             }
@@ -369,7 +375,7 @@ impl KeyStore for ZooKeeperKeys {
                     Some(value) => self.put_lasting(&client, full, value).await,
                     None => match client.delete(full, None).await {
                         Ok(()) | Err(Error::NoNode) => Ok(()),
-                        Err(e) => Err(Failure::at(full, &e)),
+                        Err(e) => Err(at(full, &e)),
                     },
                 }
             }

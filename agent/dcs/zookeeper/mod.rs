@@ -1,6 +1,6 @@
 //! ZooKeeper.
 
-mod clients;
+mod client;
 mod keys;
 mod oneshot;
 mod tree;
@@ -8,9 +8,9 @@ mod watch;
 
 pub(super) use keys::ZooKeeperKeys;
 
+use super::failover::{Answered, Clients, Failure};
 use super::follow::{Reading, Store, WatchEnd};
 use crate::clock;
-use clients::{Answered, Clients, Failure};
 use pgsquire_core::event::StoreRead;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -37,7 +37,7 @@ pub struct ZooKeeperConfig {
     pub tls_key: Option<PathBuf>,
     /// User of the scheme `digest`. Nodes of ours are then for this user alone, else for everybody.
     pub username: Option<String>,
-    /// Holds the user's password. Certificates, key and password are read again for each new connection.
+    /// Holds the user's password. Certificates, key and password are read again when they change.
     pub password_file: Option<PathBuf>,
     /// Watch as servers before 3.6 let us, also newer ones.
     pub one_shot_watches: bool,
@@ -52,7 +52,7 @@ impl ZooKeeperConfig {
 /// The keys below one prefix, for a follower.
 pub(super) struct ZooKeeper {
     prefix: String,
-    clients: Clients,
+    clients: Clients<ZooKeeperConfig>,
 }
 
 impl ZooKeeper {
@@ -102,7 +102,7 @@ impl Store for ZooKeeper {
         };
         let begin = async {
             let client = self.clients.client(after.endpoint).await?;
-            let one_shot = self.clients.config().one_shot_watches;
+            let one_shot = self.clients.opener().one_shot_watches;
             ZooKeeperWatch::begin(client, &self.prefix, name, &after.read, one_shot).await
         };
         let begun = timeout(DEADLINE, begin).await;

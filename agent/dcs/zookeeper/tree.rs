@@ -1,6 +1,7 @@
 //! All nodes below a prefix as they were at one moment.
 
-use super::clients::Failure;
+use super::client::at;
+use crate::dcs::failover::Failure;
 use futures_util::future::{join_all, try_join_all};
 use pgsquire_core::patroni::{Keys, StoredValue};
 use std::collections::{BTreeMap, BTreeSet};
@@ -31,7 +32,7 @@ pub(super) async fn read(client: &Client, prefix: &str) -> Result<Tree, Failure>
             return Ok(tree);
         }
     }
-    Err(Failure::before(format!("{prefix} changed faster than it could be read")))
+    Err(Failure::sure(format!("{prefix} changed faster than it could be read")))
 }
 
 /// The node that a prefix means.
@@ -62,15 +63,15 @@ fn newest(stat: &Stat) -> i64 {
 async fn read_once(client: &Client, prefix: &str) -> Result<Option<Tree>, Failure> {
     let stat_of = |path: String| async move {
         let stat = client.check_stat(&path).await;
-        stat.map_err(|e| Failure::at(&path, &e))
+        stat.map_err(|e| at(&path, &e))
     };
     // The server catches up with the leader first: what was confirmed to anybody before this read began is in it.
-    client.sync("/").await.map_err(|e| Failure::at("sync", &e))?;
+    client.sync("/").await.map_err(|e| at("sync", &e))?;
     let path = top(prefix);
     // Before the nodes below: the revision must not promise what they do not hold.
     let ancestors = try_join_all(above(path).map(|path| stat_of(path.to_owned()))).await?;
     if let Some(None) = ancestors.first() {
-        return Err(Failure::before("the chroot of the endpoints does not exist"));
+        return Err(Failure::sure("the chroot of the endpoints does not exist"));
     }
     let store = stat_of(namesake(prefix).to_owned()).await?.as_ref().map_or_else(unnamed, name);
     let Some(nodes) = nodes_of(client, path).await? else { return Ok(None) };
@@ -107,7 +108,7 @@ async fn nodes_of(client: &Client, path: &str) -> Result<Option<Nodes>, Failure>
                 }
                 Err(Error::NoNode) if nodes.is_empty() => return Ok(Some(nodes)),
                 Err(Error::NoNode) => return Ok(None),
-                Err(e) => return Err(Failure::at(&path, &e)),
+                Err(e) => return Err(at(&path, &e)),
             }
         }
         level = next;

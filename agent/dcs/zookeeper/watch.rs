@@ -1,9 +1,10 @@
 //! A watch on one server: what it reports is where to look, so all nodes are read again and compared.
 
 use super::DEADLINE;
-use super::clients::Failure;
+use super::client::at;
 use super::oneshot::OneShots;
 use super::tree::{self, Tree};
+use crate::dcs::failover::Failure;
 use crate::dcs::follow::{Watch, WatchEnd};
 use futures_util::FutureExt;
 use pgsquire_core::event::{StoreChange, StoreRead};
@@ -61,10 +62,10 @@ impl ZooKeeperWatch {
         let events = match recursive {
             Some(Ok(watcher)) => Events::Recursive(watcher),
             None | Some(Err(Error::Unimplemented)) => Events::OneShot(OneShots::new()),
-            Some(Err(e)) => return Err(Failure::at(path, &e)),
+            Some(Err(e)) => return Err(at(path, &e)),
         };
         if client.state() != SessionState::SyncConnected {
-            return Err(Failure::before("the connection is lost"));
+            return Err(Failure::sure("the connection is lost"));
         }
         let (name, prefix, store) = (name.to_owned(), prefix.to_owned(), after.store.clone());
         let (known, touched) = (after.keys.clone(), BTreeSet::new());
@@ -80,7 +81,7 @@ impl ZooKeeperWatch {
     async fn read(&mut self) -> Result<Tree, Failure> {
         if let Events::OneShot(watches) = &mut self.events {
             let set = watches.set(&self.client, tree::top(&self.prefix)).await;
-            set.map_err(|(path, e)| Failure::at(&path, &e))?;
+            set.map_err(|(path, e)| at(&path, &e))?;
         }
         tree::read(&self.client, &self.prefix).await
     }
