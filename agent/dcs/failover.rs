@@ -1,6 +1,7 @@
 //! Ordered failover, whatever the store: one client per endpoint, one endpoint after the other, and the one that answered
 //! last is asked first the next time. Client libraries that spread requests over all endpoints use the dead ones too.
 
+use super::handshake::TlsFiles;
 use std::future::Future;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -21,14 +22,19 @@ pub(super) trait Open: Send + Sync {
     /// As configured, in order.
     fn endpoints(&self) -> &[String];
 
-    /// What a client is made of besides its endpoint: certificates, keys, passwords.
-    fn files(&self) -> Vec<&Path>;
+    /// What a client is made of besides its endpoint: its certificates,
+    fn tls_files(&self) -> TlsFiles<'_>;
 
-    /// Whether anybody's certificate is trusted.
-    fn has_ca(&self) -> bool;
+    /// and its password or token.
+    fn secret(&self) -> Option<&Path>;
 
     /// Makes the client of an endpoint. That it is there need not mean that anybody has answered.
     fn open(&self, endpoint: &str) -> impl Future<Output = Result<Self::Client, Failure>> + Send;
+
+    /// Why a connection to an endpoint broke, where the client does not say: what TLS has against it.
+    fn look_again(&self, _endpoint: &str) -> impl Future<Output = Option<String>> + Send {
+        async { None }
+    }
 
     /// Whether a client that was kept may still be of use.
     fn is_current(_client: &Self::Client) -> bool {
@@ -180,11 +186,26 @@ impl<O: Open> Clients<O> {
         }
         let made_of = self.looks();
         let client = self.opener.open(self.name(endpoint)).await?;
-        // The session of such a client is its own: that it is gone says nothing to the next one.
-        let answer = ask(client.clone()).await.map_err(|failure| Failure { gone: false, ..failure })?;
+        let answer = match ask(client.clone()).await {
+            Ok(answer) => answer,
+            Err(failure) => return Err(self.explained(endpoint, failure).await),
+        };
         // A new one is kept only after it has proved itself by an answer.
         self.keep(endpoint, Some(Kept { client, made_of }));
         Ok(answer)
+    }
+
+    async fn explained(&self, endpoint: usize, mut failure: Failure) -> Failure {
+        // The session of a new client is its own: that it is gone says nothing to the next one.
+        failure.gone = false;
+        let is_told = ["certificate", "alert"].iter().any(|word| failure.why.contains(word));
+        if failure.broken
+            && !is_told
+            && let Some(objection) = self.opener.look_again(self.name(endpoint)).await
+        {
+            failure.why = format!("{}: {objection}", failure.why);
+        }
+        failure
     }
 
     /// Begin the next request elsewhere.
@@ -223,12 +244,24 @@ impl<O: Open> Clients<O> {
     }
 
     fn looks(&self) -> Vec<Look> {
-        self.opener.files().into_iter().map(look).collect()
+        let TlsFiles { ca, cert, key } = self.opener.tls_files();
+        [ca, cert, key, self.opener.secret()].map(|path| path.and_then(look)).into()
     }
 
     fn advice(&self, why: &str) -> &'static str {
-        let untrusted = !self.opener.has_ca() && why.contains("UnknownIssuer");
-        if untrusted { " (no certificate is trusted without tls_ca)" } else { "" }
+        // An authority that was made anew under its old name is known, and has not signed it.
+        if ["UnknownIssuer", "BadSignature"].iter().any(|said| why.contains(said)) {
+            if self.opener.tls_files().ca.is_none() {
+                return " (no certificate is trusted without tls_ca)";
+            }
+            " (its certificate is not signed by one of tls_ca)"
+        } else if why.contains("certificate expired") {
+            " (renew the certificate of this endpoint)"
+        } else if why.contains("received fatal alert") {
+            " (it does not take our tls_cert, or wants one)"
+        } else {
+            ""
+        }
     }
 }
 
@@ -259,12 +292,12 @@ mod tests {
             &self.endpoints
         }
 
-        fn files(&self) -> Vec<&Path> {
-            vec![&self.file]
+        fn secret(&self) -> Option<&Path> {
+            Some(&self.file)
         }
 
-        fn has_ca(&self) -> bool {
-            false
+        fn tls_files(&self) -> TlsFiles<'_> {
+            TlsFiles::default()
         }
 
         async fn open(&self, _endpoint: &str) -> Result<usize, Failure> {

@@ -2,10 +2,12 @@
 //! keys and one for our own: read everything, watch, and when the watch breaks read everything again. One publisher per
 //! cluster puts our own keys.
 
+mod beside;
 pub mod consul;
 pub mod etcd;
 mod failover;
 mod follow;
+mod handshake;
 mod publish;
 pub mod zookeeper;
 

@@ -292,3 +292,21 @@ async fn a_private_certificate_is_shown() {
     let why = refused(ConsulConfig { tls_ca: Some(path("no-such.crt").into()), ..config }).await;
     assert!(why.contains("no-such.crt"), "{why}");
 }
+
+#[tokio::test]
+async fn a_value_of_five_megabytes_is_refused_by_its_name() {
+    let large = 8 << 20;
+    let limits = json!({ "kv_max_value_size": large, "txn_max_req_len": large });
+    let consul = Consul::start_with(json!({ "limits": limits })).await;
+    let api = consul.api(0);
+    api.put("service/main/leader", "pg1").await;
+    api.put("service/main/history", &"x".repeat(5 << 20)).await;
+    let mut follower = follow(consul.endpoints(&[0]));
+    let Event::StoreFailed { why, .. } = follower.next().await else { panic!("it was read") };
+    assert!(why.contains(&consul.endpoint(0)), "{why}");
+    assert!(why.contains("service/main/history holds 5242880 bytes"), "{why}");
+    api.delete("service/main/history").await;
+    let (read, _) = next_read(&mut follower).await;
+    assert_eq!(text(&read, "leader"), Some("pg1".into()));
+    follower.stop().await;
+}

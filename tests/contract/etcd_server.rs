@@ -1,8 +1,11 @@
 //! etcd servers of our own.
 
 use crate::processes::{As, Process, free_port, until};
-use etcd_client::{Client, ConnectOptions};
+use crate::store::{Access, RealStore};
+use etcd_client::{Client, ConnectOptions, Txn, TxnOp};
 use nix::sys::signal::Signal;
+use pgsquire::dcs::{StoreConfig, etcd::EtcdConfig};
+use std::path::Path;
 use std::time::Duration;
 use tempfile::TempDir;
 
@@ -11,6 +14,10 @@ pub struct Cluster {
     dir: TempDir,
     /// Its servers.
     pub nodes: Vec<Node>,
+    /// What they are started with besides.
+    pub more: Vec<String>,
+    /// The first one also serves clients with certificates there.
+    secure: Option<u16>,
 }
 
 /// One of them.
@@ -30,9 +37,15 @@ impl Node {
 impl Cluster {
     /// Starts so many and waits until all answer.
     pub async fn start(count: usize) -> Cluster {
+        Cluster::start_with(count, &[], None).await
+    }
+
+    /// Starts them with more arguments, and one that also serves clients with certificates.
+    pub async fn start_with(count: usize, more: &[&str], secure: Option<u16>) -> Cluster {
         let node = |_| Node { client_port: free_port(), peer_port: free_port(), process: None };
         let dir = tempfile::Builder::new().prefix("etcd").tempdir().unwrap();
-        let mut cluster = Cluster { dir, nodes: (0..count).map(node).collect() };
+        let more = more.iter().map(|word| (*word).to_owned()).collect();
+        let mut cluster = Cluster { dir, nodes: (0..count).map(node).collect(), more, secure };
         (0..count).for_each(|n| cluster.begin(n));
         for n in 0..count {
             cluster.ready(n).await;
@@ -48,13 +61,17 @@ impl Cluster {
         let data = self.dir.path().join(format!("n{n}"));
         let client = format!("http://{}", self.nodes[n].endpoint());
         let own = peer(&self.nodes[n]);
+        let listen = match self.secure {
+            Some(port) => format!("{client},https://127.0.0.1:{port}"),
+            None => client.clone(),
+        };
         let args = [
             "--name",
             &format!("n{n}"),
             "--data-dir",
             data.to_str().unwrap(),
             "--listen-client-urls",
-            &client,
+            &listen,
             "--advertise-client-urls",
             &client,
             "--listen-peer-urls",
@@ -68,6 +85,7 @@ impl Cluster {
             "--election-timeout",
             "1000",
         ];
+        let args: Vec<&str> = args.into_iter().chain(self.more.iter().map(String::as_str)).collect();
         let log = self.dir.path().join(format!("n{n}.log"));
         self.nodes[n].process = Some(Process::start(As::Me, "etcd", &args, &log));
     }
@@ -93,8 +111,62 @@ impl Cluster {
         self.nodes[n].process = None;
     }
 
+    /// Forgets all that a server that was killed knew.
+    pub fn forget(&self, n: usize) {
+        std::fs::remove_dir_all(self.dir.path().join(format!("n{n}"))).unwrap();
+    }
+
+    /// What a server has said.
+    pub fn log(&self, n: usize) -> String {
+        std::fs::read_to_string(self.dir.path().join(format!("n{n}.log"))).unwrap()
+    }
+
     /// Where clients reach these.
     pub fn endpoints(&self, of: &[usize]) -> Vec<String> {
         of.iter().map(|n| self.nodes[*n].endpoint()).collect()
+    }
+}
+
+impl RealStore for Cluster {
+    async fn begin_one(secure: Option<&Path>) -> Self {
+        let Some(dir) = secure else { return Cluster::start(1).await };
+        let path = |name: &str| dir.join(name).display().to_string();
+        let files = [path("server.crt"), path("server.key"), path("ca.crt")];
+        let [cert, key, ca] = &files;
+        let more = ["--cert-file", cert, "--key-file", key, "--trusted-ca-file", ca, "--client-cert-auth"];
+        Cluster::start_with(1, &more, Some(free_port())).await
+    }
+
+    async fn again(&mut self) {
+        self.kill(0);
+        self.begin(0);
+        self.ready(0).await;
+    }
+
+    fn place(&self) -> String {
+        self.nodes[0].endpoint()
+    }
+
+    fn secure_place(&self) -> String {
+        format!("127.0.0.1:{}", self.secure.unwrap())
+    }
+
+    fn config(Access { endpoints, ca, cert, key }: Access) -> StoreConfig {
+        let files = EtcdConfig { tls_ca: ca, tls_cert: cert, tls_key: key, ..EtcdConfig::default() };
+        StoreConfig::Etcd(EtcdConfig { endpoints, ..files })
+    }
+
+    async fn put(&self, keys: &[(String, String)]) {
+        let mut client = self.client(0).await;
+        // etcd takes 128 operations in one transaction.
+        for some in keys.chunks(100) {
+            let puts = some.iter().map(|(key, value)| TxnOp::put(key.as_str(), value.as_str(), None));
+            client.txn(Txn::new().and_then(puts.collect::<Vec<_>>())).await.unwrap();
+        }
+    }
+
+    async fn delete(&self, keys: &[String]) {
+        let deletes = keys.iter().map(|key| TxnOp::delete(key.as_str(), None));
+        self.client(0).await.txn(Txn::new().and_then(deletes.collect::<Vec<_>>())).await.unwrap();
     }
 }

@@ -1,13 +1,65 @@
 //! What the tests of all stores have in common: a follower or a publisher under test, and what it says.
 
+use crate::certificates::Certificates;
 use crate::worker::Worker;
 use pgsquire::dcs::{self, PublisherConfig, StoreConfig, WorkerConfig};
 use pgsquire_core::effect::Order;
 use pgsquire_core::event::{Event, Outcome, StoreChange, StoreRead};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// Orders are answered within this, and a test may be late by a little.
 pub const ANSWER: Duration = Duration::from_millis(2_000);
+
+/// How a store is reached.
+#[derive(Clone, Default)]
+pub struct Access {
+    /// Where.
+    pub endpoints: Vec<String>,
+    /// `tls_ca`
+    pub ca: Option<PathBuf>,
+    /// `tls_cert`
+    pub cert: Option<PathBuf>,
+    /// `tls_key`
+    pub key: Option<PathBuf>,
+}
+
+impl Access {
+    /// With the client's certificate.
+    pub fn secure(endpoint: String, tls: &Certificates) -> Self {
+        let Certificates { ca, cert, key } = tls.clone();
+        Access { endpoints: vec![endpoint], ca: Some(ca), cert: Some(cert), key: Some(key) }
+    }
+}
+
+/// A real store with one server, as all tests that are the same for each need it. Keys are named from the root on,
+/// `/service/main/leader`.
+pub trait RealStore: Sized {
+    /// Starts it. With a folder of certificates it also serves clients who show one, on another port.
+    async fn begin_one(secure: Option<&Path>) -> Self;
+    /// Kills it and starts it anew, on the same ports and with its files as they are now.
+    async fn again(&mut self);
+    /// Where it is reached, `host:port`.
+    fn place(&self) -> String;
+    /// Where it is reached with certificates.
+    fn secure_place(&self) -> String;
+    /// What our configuration of such a store is.
+    fn config(access: Access) -> StoreConfig;
+    /// Puts keys, up to 64 of them at once.
+    async fn put(&self, keys: &[(String, String)]);
+    /// Deletes keys at once.
+    async fn delete(&self, keys: &[String]);
+
+    /// What follows it.
+    fn store(&self) -> StoreConfig {
+        Self::config(Access { endpoints: vec![self.place()], ..Access::default() })
+    }
+
+    /// Puts one key.
+    async fn put_one(&self, key: &str, value: &str) {
+        self.put(&[(key.to_owned(), value.to_owned())]).await;
+    }
+}
 
 /// A follower of Patroni's keys with room for so many events.
 pub fn follow(store: StoreConfig, room: usize) -> Worker {

@@ -1,5 +1,6 @@
 //! The ZooKeeper follower against real servers.
 
+use crate::certificates::Certificates;
 use crate::processes::{free_port, until};
 use crate::store::{self, names, next_change, next_failure, next_read, read_store, text};
 use crate::worker::Worker;
@@ -344,7 +345,7 @@ async fn all_paths_begin_below_the_chroot() {
 
 #[tokio::test]
 async fn a_value_of_five_megabytes_is_read_where_the_server_has_it() {
-    let ensemble = Ensemble::start_with(1, &["-Djute.maxbuffer=8388608"], |_| String::new()).await;
+    let ensemble = Ensemble::start_with(1, &["-Djute.maxbuffer=8388608"]).await;
     let client = ensemble.client(0).await;
     client.mkdir(BASE, &LASTING).await.unwrap();
     client.create("/service/main/history", &vec![b'x'; 5 << 20], &LASTING).await.unwrap();
@@ -357,7 +358,9 @@ async fn a_value_of_five_megabytes_is_read_where_the_server_has_it() {
 
 #[tokio::test]
 async fn a_private_certificate_is_shown_and_asked_for() {
-    let (ensemble, tls) = Ensemble::start_secure().await;
+    let dir = tempfile::tempdir().unwrap();
+    let tls = Certificates::make(dir.path());
+    let ensemble = Ensemble::start_secure(dir.path()).await;
     write(&ensemble.client(0).await, "/service/main/leader", "pg1").await;
     let endpoint = format!("127.0.0.1:{}", ensemble.nodes[0].secure_port);
     let config = ZooKeeperConfig {

@@ -202,25 +202,6 @@ async fn the_later_of_two_runs_keeps_its_key_when_the_earlier_one_ends() {
 }
 
 #[tokio::test]
-async fn two_agents_that_race_for_one_key_both_get_an_answer_and_one_gets_the_key() {
-    let ensemble = Ensemble::start(1).await;
-    let client = ensemble.client(0).await;
-    let mut a = publisher(ensemble.endpoints(&[0]), LONG);
-    let mut b = publisher(ensemble.endpoints(&[0]), LONG);
-    for n in 0..20 {
-        let (from_a, from_b) = (format!("a{n}"), format!("b{n}"));
-        let (of_a, of_b) = ([("fence", from_a.as_str())], [("fence", from_b.as_str())]);
-        let done = tokio::join!(a.outcome(publish(&of_a)), b.outcome(publish(&of_b)));
-        assert_eq!(done, (Outcome::Done, Outcome::Done));
-        let now = values(&client).await;
-        assert!(now == pairs(&of_a) || now == pairs(&of_b), "{now:?}");
-    }
-    a.stop().await;
-    b.stop().await;
-    assert_eq!(values(&client).await, []);
-}
-
-#[tokio::test]
 async fn a_refusing_endpoint_costs_nothing_and_a_frozen_one_little() {
     let ensemble = Ensemble::start(3).await;
     let client = ensemble.client(1).await;

@@ -1,12 +1,14 @@
 //! ZooKeeper servers of our own.
 
-use crate::certificates::Certificates;
 use crate::processes::{As, Process, free_port, until};
+use crate::store::{Access, RealStore};
+use futures_util::future::join_all;
 use nix::sys::signal::Signal;
 use pgsquire::dcs::StoreConfig;
 use pgsquire::dcs::zookeeper::ZooKeeperConfig;
+use std::collections::BTreeSet;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tempfile::TempDir;
 use tokio::time::timeout;
@@ -25,6 +27,8 @@ pub struct Ensemble {
     dir: TempDir,
     /// Its servers.
     pub nodes: Vec<Node>,
+    /// Where the files for TLS are.
+    secure: Option<PathBuf>,
 }
 
 /// One of them.
@@ -46,31 +50,26 @@ impl Node {
 impl Ensemble {
     /// Starts so many servers and waits until all answer.
     pub async fn start(count: usize) -> Ensemble {
-        Ensemble::start_with(count, &[], |_| String::new()).await
+        Ensemble::start_with(count, &[]).await
     }
 
-    /// Starts one that also serves clients with certificates of this authority.
-    pub async fn start_secure() -> (Ensemble, Certificates) {
-        let mut certificates = None;
-        let ensemble = Ensemble::start_with(1, &[], |dir| {
-            let made = Certificates::make(dir);
-            let read = |name: &str| fs::read_to_string(dir.join(name)).unwrap();
-            fs::write(dir.join("server.pem"), read("server.key") + &read("server.crt")).unwrap();
-            fs::write(dir.join("ca.pem"), read("ca.crt")).unwrap();
-            certificates = Some(made);
-            let dir = dir.display();
-            format!(
-                "serverCnxnFactory=org.apache.zookeeper.server.NettyServerCnxnFactory\n\
-                 ssl.keyStore.location={dir}/server.pem\nssl.keyStore.type=PEM\n\
-                 ssl.trustStore.location={dir}/ca.pem\nssl.trustStore.type=PEM\nssl.clientAuth=need\n"
-            )
-        })
-        .await;
-        (ensemble, certificates.unwrap())
+    /// Starts one that also serves clients with certificates; the files are in this folder.
+    pub async fn start_secure(dir: &Path) -> Ensemble {
+        let here = dir.display();
+        let more = format!(
+            "serverCnxnFactory=org.apache.zookeeper.server.NettyServerCnxnFactory\n\
+             ssl.keyStore.location={here}/server.pem\nssl.keyStore.type=PEM\n\
+             ssl.trustStore.location={here}/ca.pem\nssl.trustStore.type=PEM\nssl.clientAuth=need\n"
+        );
+        Ensemble::start_in(1, &[], &more, Some(dir.to_owned())).await
     }
 
-    /// Starts them with more options of Java and lines of the configuration.
-    pub async fn start_with(count: usize, java: &[&str], more: impl FnOnce(&Path) -> String) -> Ensemble {
+    /// Starts them with more options of Java.
+    pub async fn start_with(count: usize, java: &[&str]) -> Ensemble {
+        Ensemble::start_in(count, java, "", None).await
+    }
+
+    async fn start_in(count: usize, java: &[&str], more: &str, secure: Option<PathBuf>) -> Ensemble {
         let node = |_| Node {
             client_port: free_port(),
             secure_port: free_port(),
@@ -78,10 +77,9 @@ impl Ensemble {
             process: None,
         };
         let dir = tempfile::Builder::new().prefix("zookeeper").tempdir().unwrap();
-        let more = more(dir.path());
-        let mut ensemble = Ensemble { dir, nodes: (0..count).map(node).collect() };
+        let mut ensemble = Ensemble { dir, nodes: (0..count).map(node).collect(), secure };
         for n in 0..count {
-            ensemble.configure(n, &more);
+            ensemble.configure(n, more);
             ensemble.begin_with(n, java);
         }
         for n in 0..count {
@@ -118,6 +116,12 @@ impl Ensemble {
     }
 
     fn begin_with(&mut self, n: usize, java: &[&str]) {
+        if let Some(dir) = &self.secure {
+            // What the server reads: a key and its certificate in one file, and names that tell their type.
+            let read = |name: &str| fs::read_to_string(dir.join(name)).unwrap();
+            fs::write(dir.join("server.pem"), read("server.key") + &read("server.crt")).unwrap();
+            fs::write(dir.join("ca.pem"), read("ca.crt")).unwrap();
+        }
         let path = |end: &str| self.dir.path().join(format!("n{n}{end}")).display().to_string();
         let small = ["-Xmx96m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-cp", CLASS_PATH];
         let main = "org.apache.zookeeper.server.quorum.QuorumPeerMain";
@@ -181,5 +185,63 @@ pub async fn write(client: &Client, path: &str, value: &str) {
     match client.set_data(path, value.as_bytes(), None).await {
         Err(Error::NoNode) => drop(client.create(path, value.as_bytes(), &LASTING).await.unwrap()),
         other => drop(other.unwrap()),
+    }
+}
+
+impl RealStore for Ensemble {
+    async fn begin_one(secure: Option<&Path>) -> Self {
+        match secure {
+            Some(dir) => Ensemble::start_secure(dir).await,
+            None => Ensemble::start(1).await,
+        }
+    }
+
+    async fn again(&mut self) {
+        self.kill(0);
+        self.begin(0);
+        self.ready(0).await;
+    }
+
+    fn place(&self) -> String {
+        self.nodes[0].endpoint()
+    }
+
+    fn secure_place(&self) -> String {
+        format!("127.0.0.1:{}", self.nodes[0].secure_port)
+    }
+
+    fn config(Access { endpoints, ca, cert, key }: Access) -> StoreConfig {
+        let files =
+            ZooKeeperConfig { tls_ca: ca, tls_cert: cert, tls_key: key, ..ZooKeeperConfig::default() };
+        store(ZooKeeperConfig { endpoints, ..files })
+    }
+
+    async fn put(&self, keys: &[(String, String)]) {
+        let client = self.client(0).await;
+        let folders: BTreeSet<&str> = keys.iter().map(|(key, _)| key.rsplit_once('/').unwrap().0).collect();
+        for folder in folders {
+            client.mkdir(folder, &LASTING).await.unwrap();
+        }
+        for some in keys.chunks(500) {
+            let stats = join_all(some.iter().map(|(key, _)| client.check_stat(key))).await;
+            let mut writer = client.new_multi_writer();
+            for ((key, value), stat) in some.iter().zip(stats) {
+                match stat.unwrap() {
+                    Some(_) => writer.add_set_data(key, value.as_bytes(), None),
+                    None => writer.add_create(key, value.as_bytes(), &LASTING),
+                }
+                .unwrap();
+            }
+            writer.commit().await.unwrap();
+        }
+    }
+
+    async fn delete(&self, keys: &[String]) {
+        let client = self.client(0).await;
+        let mut writer = client.new_multi_writer();
+        for key in keys {
+            writer.add_delete(key, None).unwrap();
+        }
+        writer.commit().await.unwrap();
     }
 }

@@ -30,6 +30,8 @@ const PROMOTION_PATIENCE: Duration = Duration::from_secs(60);
 pub struct ClusterView {
     /// Keys in force.
     keys: Keys,
+    /// While there are none: where the store holds some.
+    pub beside: Vec<String>,
     /// Them, understood.
     pub topology: Topology,
     /// Store id, consensus term and revision of the view in force.
@@ -73,6 +75,7 @@ impl ClusterView {
     pub fn new(term: Option<Term>) -> Self {
         ClusterView {
             keys: Keys::new(),
+            beside: Vec::new(),
             topology: Topology::default(),
             version: None,
             seen: None,
@@ -92,6 +95,11 @@ impl ClusterView {
             leaving: None,
             word: None,
         }
+    }
+
+    /// The store has answered, and it holds nothing of this cluster.
+    pub fn is_nowhere(&self) -> bool {
+        self.version.is_some() && self.keys.is_empty()
     }
 
     /// A full read of the store came in.
@@ -158,6 +166,7 @@ impl ClusterView {
         self.heard = now;
         self.version = Some((read.store, read.raft_term, read.revision));
         self.keys = read.keys;
+        self.beside = read.beside;
         self.take_topology(now, topology);
     }
 

@@ -2,6 +2,7 @@
 
 use super::{ConsulConfig, DEADLINE};
 use crate::dcs::failover::{Failure, Open};
+use crate::dcs::handshake::{self, TlsFiles};
 use crate::{files, https};
 use reqwest::header::HeaderValue;
 use reqwest::{Client, Method, Url};
@@ -24,13 +25,19 @@ impl Open for ConsulConfig {
         &self.endpoints
     }
 
-    fn files(&self) -> Vec<&Path> {
-        let ConsulConfig { tls_ca, tls_cert, tls_key, token_file, .. } = self;
-        [tls_ca, tls_cert, tls_key, token_file].into_iter().filter_map(Option::as_deref).collect()
+    fn secret(&self) -> Option<&Path> {
+        self.token_file.as_deref()
     }
 
-    fn has_ca(&self) -> bool {
-        self.tls_ca.is_some()
+    fn tls_files(&self) -> TlsFiles<'_> {
+        let ConsulConfig { tls_ca, tls_cert, tls_key, .. } = self;
+        TlsFiles { ca: tls_ca.as_deref(), cert: tls_cert.as_deref(), key: tls_key.as_deref() }
+    }
+
+    async fn look_again(&self, endpoint: &str) -> Option<String> {
+        let url =
+            https::address(endpoint, self.tls_ca.is_some()).ok().filter(|url| url.scheme() == "https")?;
+        handshake::objection(url.host_str()?, url.port_or_known_default()?, self.tls_files()).await
     }
 
     async fn open(&self, endpoint: &str) -> Result<Door, Failure> {
@@ -41,9 +48,7 @@ impl Open for ConsulConfig {
 impl ConsulConfig {
     fn door(&self, name: &str) -> Result<Door, String> {
         let ConsulConfig { tls_ca, tls_cert, tls_key, token_file, .. } = self;
-        let scheme = if tls_ca.is_some() { "https" } else { "http" };
-        let address = if name.contains("://") { name.to_owned() } else { format!("{scheme}://{name}") };
-        let base = Url::parse(&address).map_err(|e| format!("this is no address: {e}"))?;
+        let base = https::address(name, tls_ca.is_some())?;
         let client = https::builder(tls_ca.as_deref(), tls_cert.as_deref(), tls_key.as_deref())?
             .connect_timeout(DEADLINE)
             .build()

@@ -8,6 +8,7 @@ mod watch;
 
 pub(super) use keys::ConsulKeys;
 
+use super::beside;
 use super::failover::{Answered, Clients, Failure};
 use super::follow::{Reading, Store, WatchEnd};
 use crate::clock;
@@ -131,7 +132,24 @@ impl Consul {
         };
         let revision = before.max(listing.index);
         let store = self.identity(&door).await?;
-        Ok(StoreRead { store, raft_term: 0, revision, keys: listing.keys, leader_ttl, started })
+        let beside = if listing.keys.is_empty() { self.beside(&door).await } else { Vec::new() };
+        Ok(StoreRead { store, raft_term: 0, revision, keys: listing.keys, leader_ttl, beside, started })
+    }
+
+    /// Where there are keys, if there are none of ours: Consul tells those that we may read.
+    async fn beside(&self, door: &Door) -> Vec<String> {
+        for folder in beside::folders(&self.prefix) {
+            let path = format!("v1/kv/{folder}");
+            let Ok(answer) = door.get(&path, &[("keys", ""), ("separator", "/")]).await else { break };
+            let folders = answer.json::<Vec<String>>().unwrap_or_default();
+            let names = folders.iter().filter_map(|path| path.strip_suffix('/'));
+            let names = names.filter(|path| beside::counts(path.strip_prefix(folder).unwrap_or_default()));
+            let found: Vec<String> = names.take(beside::MANY).map(str::to_owned).collect();
+            if !found.is_empty() {
+                return found;
+            }
+        }
+        Vec::new()
     }
 
     /// Names the store whose revisions can be compared: the datacenter, for one datacenter is one set of servers with one

@@ -2,7 +2,8 @@
 
 use super::{DEADLINE, EtcdConfig};
 use crate::dcs::failover::{Failure, Open};
-use crate::files;
+use crate::dcs::handshake::{self, TlsFiles};
+use crate::{files, https};
 use etcd_client::{Certificate, Client, ConnectOptions, Error, Identity, TlsOptions};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -19,13 +20,19 @@ impl Open for EtcdConfig {
         &self.endpoints
     }
 
-    fn files(&self) -> Vec<&Path> {
-        let EtcdConfig { tls_ca, tls_cert, tls_key, password_file, .. } = self;
-        [tls_ca, tls_cert, tls_key, password_file].into_iter().filter_map(Option::as_deref).collect()
+    fn secret(&self) -> Option<&Path> {
+        self.password_file.as_deref()
     }
 
-    fn has_ca(&self) -> bool {
-        self.tls_ca.is_some()
+    fn tls_files(&self) -> TlsFiles<'_> {
+        let EtcdConfig { tls_ca, tls_cert, tls_key, .. } = self;
+        TlsFiles { ca: tls_ca.as_deref(), cert: tls_cert.as_deref(), key: tls_key.as_deref() }
+    }
+
+    async fn look_again(&self, endpoint: &str) -> Option<String> {
+        let url =
+            https::address(endpoint, self.tls_ca.is_some()).ok().filter(|url| url.scheme() == "https")?;
+        handshake::objection(url.host_str()?, url.port_or_known_default()?, self.tls_files()).await
     }
 
     async fn open(&self, endpoint: &str) -> Result<Client, Failure> {
@@ -35,6 +42,8 @@ impl Open for EtcdConfig {
 
 impl EtcdConfig {
     async fn connect(&self, name: &str) -> Result<Client, String> {
+        // The library goes elsewhere with a port that is none.
+        https::address(name, self.tls_ca.is_some())?;
         let mut options = ConnectOptions::new()
             .with_keep_alive(PING_EVERY, PING_DEADLINE)
             .with_keep_alive_while_idle(true)
@@ -70,7 +79,10 @@ impl EtcdConfig {
 
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
-        let why = words(&error);
+        let mut why = words(&error);
+        if why.contains("frame with invalid size") {
+            why += ": this is not etcd, it may be a web page, or a port that wants https";
+        }
         // Whoever refuses the connection, or says this, has done nothing.
         let harmless = ["Connection refused", "permission denied", "no leader", "invalid auth token"];
         let unsure = !harmless.iter().any(|said| why.contains(said));

@@ -1,7 +1,8 @@
 //! A connection to one ZooKeeper server, and the session on it.
 
-use super::ZooKeeperConfig;
+use super::{DEADLINE, ZooKeeperConfig};
 use crate::dcs::failover::{Failure, Open};
+use crate::dcs::handshake::{self, TlsFiles};
 use crate::files;
 use rustls::pki_types::ServerName;
 use std::path::Path;
@@ -76,17 +77,18 @@ impl Open for ZooKeeperConfig {
         &self.endpoints
     }
 
-    fn files(&self) -> Vec<&Path> {
-        let ZooKeeperConfig { tls_ca, tls_cert, tls_key, password_file, .. } = self;
-        [tls_ca, tls_cert, tls_key, password_file].into_iter().filter_map(Option::as_deref).collect()
+    fn secret(&self) -> Option<&Path> {
+        self.password_file.as_deref()
     }
 
-    fn has_ca(&self) -> bool {
-        self.tls_ca.is_some()
+    fn tls_files(&self) -> TlsFiles<'_> {
+        let ZooKeeperConfig { tls_ca, tls_cert, tls_key, .. } = self;
+        TlsFiles { ca: tls_ca.as_deref(), cert: tls_cert.as_deref(), key: tls_key.as_deref() }
     }
 
     async fn open(&self, endpoint: &str) -> Result<Client, Failure> {
-        self.connect(endpoint, Purpose::Follow).await
+        let connected = timeout(DEADLINE, self.connect(endpoint, Purpose::Follow)).await;
+        connected.unwrap_or_else(|_| Err(Failure { unsure: false, ..Failure::silent(DEADLINE) }))
     }
 
     /// One that is cut off is not waited for.
@@ -98,6 +100,10 @@ impl Open for ZooKeeperConfig {
 impl ZooKeeperConfig {
     /// A connection of its own.
     pub(super) async fn connect(&self, name: &str, purpose: Purpose) -> Result<Client, Failure> {
+        let port = name.rsplit_once(':').map(|(_, port)| port.parse::<u16>());
+        if name.contains("//") || name.contains(char::is_whitespace) || !matches!(port, Some(Ok(_))) {
+            return Err(Failure::sure("this is no address: write host:port"));
+        }
         let mut connector = Client::connector();
         let session = match &purpose {
             Purpose::Follow => SESSION,
@@ -145,11 +151,18 @@ impl ZooKeeperConfig {
         match timeout(DIAGNOSIS, TcpStream::connect(name)).await {
             Ok(Err(reason)) => reason.to_string(),
             Ok(Ok(_)) if self.is_tls() => {
-                format!("{error}: no TLS handshake with what tls_ca trusts, or no session after it")
+                let objection = self.objection(name).await;
+                let unknown = || format!("{error}: is this the secure port of ZooKeeper?");
+                format!("no session over TLS: {}", objection.unwrap_or_else(unknown))
             }
             Ok(Ok(_)) => format!("{error}: it takes connections, but gives no ZooKeeper session"),
             Err(_) => format!("{error}: it does not even take a connection"),
         }
+    }
+
+    async fn objection(&self, name: &str) -> Option<String> {
+        let (host, port) = name.rsplit_once(':')?;
+        handshake::objection(host, port.parse().ok()?, self.tls_files()).await
     }
 
     fn tls(&self) -> Result<TlsOptions, String> {

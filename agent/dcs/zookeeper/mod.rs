@@ -20,6 +20,8 @@ use zookeeper_client::Client;
 
 /// A server that has not answered by then is passed over.
 pub const DEADLINE: Duration = Duration::from_secs(2);
+/// One that goes on answering may take so long for a whole read: there are two questions to each node.
+const LONGEST_READ: Duration = Duration::from_secs(10);
 
 /// How to reach ZooKeeper.
 #[derive(Debug, Clone, Default)]
@@ -63,6 +65,8 @@ impl ZooKeeper {
     async fn read_with(&self, client: Client) -> Result<StoreRead, Failure> {
         let started = clock::now();
         let tree = tree::read(&client, &self.prefix).await?;
+        let nothing = tree.keys.is_empty();
+        let beside = if nothing { tree::beside(&client, &self.prefix).await } else { Vec::new() };
         Ok(StoreRead {
             store: tree.store,
             raft_term: epoch(tree.revision),
@@ -71,6 +75,7 @@ impl ZooKeeper {
             // That the leader key is there proves that its session had not ended, and nothing about how long it will
             // last: the server tells nobody when the owner of a session was last heard, nor what timeout was agreed.
             leader_ttl: None,
+            beside,
             started,
         })
     }
@@ -85,7 +90,7 @@ impl Store for ZooKeeper {
     type Watch = ZooKeeperWatch;
 
     async fn read(&self) -> Result<Reading, String> {
-        let answered = self.clients.ask(DEADLINE, |client| self.read_with(client)).await;
+        let answered = self.clients.ask(LONGEST_READ, |client| self.read_with(client)).await;
         match answered {
             Ok(Answered { answer: read, endpoint, .. }) => Ok(Reading { read, endpoint }),
             Err(Failure { why, .. }) => {

@@ -1,14 +1,20 @@
 //! All nodes below a prefix as they were at one moment.
 
+use super::DEADLINE;
 use super::client::at;
+use crate::dcs::beside;
 use crate::dcs::failover::Failure;
 use futures_util::future::{join_all, try_join_all};
 use pgsquire_core::patroni::{Keys, StoredValue};
 use std::collections::{BTreeMap, BTreeSet};
+use std::future::Future;
+use tokio::time::timeout;
 use zookeeper_client::{Client, Error, Stat};
 
 /// While nodes change faster than they are read, they are read so many times.
 const READS_AT_MOST: u32 = 5;
+/// So many nodes are asked for at once.
+const AT_ONCE: usize = 500;
 /// Our own keys stand below a node of this name, beside Patroni's.
 const OURS: &str = "/pgsquire";
 
@@ -55,8 +61,46 @@ fn namesake(prefix: &str) -> &str {
     }
 }
 
+/// Where there are nodes, if there are none of ours. Nodes without others below them are values.
+pub(super) async fn beside(client: &Client, prefix: &str) -> Vec<String> {
+    for folder in beside::folders(prefix) {
+        let Ok(names) = client.list_children(if folder == "/" { folder } else { top(folder) }).await else {
+            continue;
+        };
+        let paths =
+            names.into_iter().filter(|name| beside::counts(name)).map(|name| format!("{folder}{name}"));
+        let paths: Vec<String> = paths.take(beside::MANY).collect();
+        let stats = join_all(paths.iter().map(|path| client.check_stat(path))).await;
+        let is_folder = |stat: Result<Option<Stat>, Error>| {
+            stat.is_ok_and(|stat| stat.is_some_and(|s| s.num_children > 0))
+        };
+        let found = paths.into_iter().zip(stats).filter_map(|(path, stat)| is_folder(stat).then_some(path));
+        let mut found: Vec<String> = found.collect();
+        found.sort_unstable();
+        if !found.is_empty() {
+            return found;
+        }
+    }
+    Vec::new()
+}
+
 fn newest(stat: &Stat) -> i64 {
     stat.czxid.max(stat.mzxid).max(stat.pzxid)
+}
+
+/// Asks the same of each, so many at once that a server which says nothing is told from one that has much to say. Such a
+/// one is not asked again on another connection.
+async fn each<T, F: Future>(of: &[T], ask: impl Fn(&T) -> F) -> Result<Vec<F::Output>, Failure> {
+    let mut answers = Vec::with_capacity(of.len());
+    for block in of.chunks(AT_ONCE) {
+        answers.extend(answered(join_all(block.iter().map(&ask))).await?);
+    }
+    Ok(answers)
+}
+
+async fn answered<T>(question: impl Future<Output = T>) -> Result<T, Failure> {
+    let answer = timeout(DEADLINE, question).await;
+    answer.map_err(|_| Failure { broken: false, ..Failure::silent(DEADLINE) })
 }
 
 /// None: something changed meanwhile.
@@ -66,18 +110,20 @@ async fn read_once(client: &Client, prefix: &str) -> Result<Option<Tree>, Failur
         stat.map_err(|e| at(&path, &e))
     };
     // The server catches up with the leader first: what was confirmed to anybody before this read began is in it.
-    client.sync("/").await.map_err(|e| at("sync", &e))?;
+    answered(client.sync("/")).await?.map_err(|e| at("sync", &e))?;
     let path = top(prefix);
     // Before the nodes below: the revision must not promise what they do not hold.
-    let ancestors = try_join_all(above(path).map(|path| stat_of(path.to_owned()))).await?;
+    let ancestors = answered(try_join_all(above(path).map(|path| stat_of(path.to_owned())))).await??;
     if let Some(None) = ancestors.first() {
         return Err(Failure::sure("the chroot of the endpoints does not exist"));
     }
-    let store = stat_of(namesake(prefix).to_owned()).await?.as_ref().map_or_else(unnamed, name);
+    let store = answered(stat_of(namesake(prefix).to_owned())).await??.as_ref().map_or_else(unnamed, name);
     let Some(nodes) = nodes_of(client, path).await? else { return Ok(None) };
-    let again = try_join_all(nodes.keys().map(|path| stat_of(path.clone()))).await?;
+    let paths: Vec<&String> = nodes.keys().collect();
+    let again = each(&paths, |path| stat_of((*path).clone())).await?;
+    let again = again.into_iter().collect::<Result<Vec<_>, Failure>>()?;
     let same = nodes.values().zip(&again).all(|((stat, _), again)| *again == Some(*stat));
-    if !same || (nodes.is_empty() && stat_of(path.to_owned()).await?.is_some()) {
+    if !same || (nodes.is_empty() && answered(stat_of(path.to_owned())).await??.is_some()) {
         return Ok(None);
     }
     let stats = ancestors.iter().flatten().chain(nodes.values().map(|(stat, _)| stat));
@@ -93,12 +139,16 @@ async fn nodes_of(client: &Client, path: &str) -> Result<Option<Nodes>, Failure>
     let mut nodes = Nodes::new();
     let mut level = vec![path.to_owned()];
     while !level.is_empty() {
-        let read = level.iter().map(|path| async move {
-            let (data, stat) = client.get_data(path).await?;
-            let children = if stat.num_children > 0 { client.list_children(path).await? } else { Vec::new() };
-            Ok::<_, Error>((data, stat, children))
-        });
-        let read = join_all(read).await;
+        let read = each(&level, |path| {
+            let path = path.clone();
+            async move {
+                let (data, stat) = client.get_data(&path).await?;
+                let some = stat.num_children > 0;
+                let children = if some { client.list_children(&path).await? } else { Vec::new() };
+                Ok::<_, Error>((data, stat, children))
+            }
+        })
+        .await?;
         let mut next = Vec::new();
         for (path, read) in level.into_iter().zip(read) {
             match read {

@@ -1,6 +1,6 @@
 //! A watch on one server: what it reports is where to look, so all nodes are read again and compared.
 
-use super::DEADLINE;
+use super::LONGEST_READ;
 use super::client::at;
 use super::oneshot::OneShots;
 use super::tree::{self, Tree};
@@ -114,8 +114,8 @@ impl Watch for ZooKeeperWatch {
     async fn next(&mut self) -> Result<Vec<StoreChange>, WatchEnd> {
         loop {
             if self.stale {
-                let read = timeout(DEADLINE, self.read()).await;
-                let tree = match read.unwrap_or_else(|_| Err(Failure::silent(DEADLINE))) {
+                let read = timeout(LONGEST_READ, self.read()).await;
+                let tree = match read.unwrap_or_else(|_| Err(Failure::silent(LONGEST_READ))) {
                     Ok(tree) => tree,
                     Err(failure) => return Err(self.broke(&failure.why, true)),
                 };
