@@ -31,6 +31,8 @@ on_every_store! {
     a_read_is_of_one_moment_while_keys_come_and_go
     an_endpoint_that_speaks_html_is_told_and_passed_over
     an_endpoint_that_is_no_address_is_told_and_passed_over
+    a_server_that_is_restarted_is_followed_again
+    keys_whose_lease_expires_are_seen_to_go
     two_agents_that_race_for_one_key_both_get_an_answer_and_one_gets_the_key
 }
 
@@ -277,4 +279,40 @@ async fn two_agents_that_race_for_one_key_both_get_an_answer_and_one_gets_the_ke
     a.stop().await;
     b.stop().await;
     until("nothing is left of them", async || values().await.is_empty().then_some(())).await;
+}
+
+async fn a_server_that_is_restarted_is_followed_again<S: RealStore>() {
+    let mut real = S::begin_one(None).await;
+    real.put_one("/service/main/leader", "pg1").await;
+    let mut follower = store::follow(real.store(), 64);
+    let (before, _) = next_read(&mut follower).await;
+    real.put_one("/service/main/status", "1").await;
+    assert_eq!(next_change(&mut follower).await.changes[0].0, "status");
+    real.again().await;
+    let (after, failures) = next_read(&mut follower).await;
+    assert!(failures.iter().all(|why| why.contains(&real.place())) && !failures.is_empty(), "{failures:?}");
+    assert_eq!((&after.store, names(&after)), (&before.store, vec!["leader", "status"]));
+    assert!(after.revision > before.revision);
+    real.put_one("/service/main/leader", "pg2").await;
+    let change = next_change(&mut follower).await;
+    assert_eq!((change.changes[0].0.as_str(), change.store), ("leader", before.store));
+    follower.stop().await;
+}
+
+/// Our own keys, for every store has them; a leader's key is bound in the same way.
+async fn keys_whose_lease_expires_are_seen_to_go<S: RealStore>() {
+    let real = S::begin_one(None).await;
+    real.put_one("/pgsquire/service/main/registry/a", "r").await;
+    let mut publisher = store::publisher(real.store(), Duration::from_secs(2));
+    assert_eq!(publisher.outcome(store::publish(&[("poolers/a", "1")])).await, Outcome::Done);
+    let mut follower = follow_at(dcs::own_prefix("/service/", "main", None), real.store());
+    let (read, _) = next_read(&mut follower).await;
+    assert_eq!(names(&read), ["poolers/a", "registry/a"]);
+    publisher.abort().await;
+    let began = Instant::now();
+    assert_eq!(next_change(&mut follower).await.changes, vec![("poolers/a".into(), None)]);
+    println!("keys under a lease of 2 s were gone {:?} after the crash", began.elapsed());
+    follower.order(read_store()).await;
+    assert_eq!(names(&next_read(&mut follower).await.0), ["registry/a"]);
+    follower.stop().await;
 }

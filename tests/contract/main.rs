@@ -26,4 +26,5 @@ mod store;
 mod worker;
 mod zookeeper;
 mod zookeeper_keys;
+mod zookeeper_login;
 mod zookeeper_server;

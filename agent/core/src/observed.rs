@@ -10,7 +10,7 @@ use crate::switch::records::MemberWord;
 use crate::time::{Human, Time};
 use crate::topology::{Member, Role, Topology};
 use crate::wal::{Term, Timeline};
-use alloc::collections::BTreeMap;
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -100,6 +100,13 @@ impl ClusterView {
     /// The store has answered, and it holds nothing of this cluster.
     pub fn is_nowhere(&self) -> bool {
         self.version.is_some() && self.keys.is_empty()
+    }
+
+    /// The Citus groups below a scope that is followed as if it had none.
+    pub fn groups(&self) -> BTreeSet<u32> {
+        let group = |key: &String| key.split_once('/')?.0.parse().ok();
+        let groups: BTreeSet<u32> = self.keys.keys().filter_map(group).collect();
+        if self.topology.members.is_empty() { groups } else { BTreeSet::new() }
     }
 
     /// A full read of the store came in.

@@ -54,6 +54,12 @@ impl Agent {
         if view.is_nowhere() {
             problems.push(nowhere(cluster, &view.beside));
         }
+        let groups: Vec<String> = view.groups().iter().map(|group| format!("group = {group}")).collect();
+        if !groups.is_empty() {
+            let name = &cluster.name;
+            problems
+                .push(format!("{name} is a Citus cluster, give one of its groups: {}", groups.join(", ")));
+        }
         if let Some((_, why)) = &view.keep_failed {
             problems.push(format!("the term could not be kept in the state folder: {why}"));
         }
@@ -313,5 +319,12 @@ mod tests {
             [format!("the store holds no key of cluster main; nor anything else that we may see: {right}")]
         );
         assert_eq!(problems(read(12, at(3), keys(1))), Vec::<String>::new());
+        let groups = keys(1)
+            .into_iter()
+            .flat_map(|(key, value)| [0, 1].map(|group| (format!("{group}/{key}"), value.clone())));
+        assert_eq!(
+            problems(read(13, at(4), groups.collect())),
+            ["main is a Citus cluster, give one of its groups: group = 0, group = 1"]
+        );
     }
 }
