@@ -260,6 +260,12 @@ impl RealStore for Consul {
         self.begin(0).await;
     }
 
+    async fn rebuild(&mut self) {
+        self.kill(0);
+        std::fs::remove_dir_all(self.dir.path().join("n0")).unwrap();
+        self.begin(0).await;
+    }
+
     fn place(&self) -> String {
         format!("127.0.0.1:{}", self.agents[0].http)
     }

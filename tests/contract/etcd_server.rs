@@ -143,6 +143,13 @@ impl RealStore for Cluster {
         self.ready(0).await;
     }
 
+    async fn rebuild(&mut self) {
+        self.kill(0);
+        self.forget(0);
+        self.begin(0);
+        self.ready(0).await;
+    }
+
     fn place(&self) -> String {
         self.nodes[0].endpoint()
     }

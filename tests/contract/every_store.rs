@@ -32,6 +32,7 @@ on_every_store! {
     an_endpoint_that_speaks_html_is_told_and_passed_over
     an_endpoint_that_is_no_address_is_told_and_passed_over
     a_server_that_is_restarted_is_followed_again
+    a_store_that_was_built_anew_is_another_or_an_older_one
     keys_whose_lease_expires_are_seen_to_go
     two_agents_that_race_for_one_key_both_get_an_answer_and_one_gets_the_key
 }
@@ -314,5 +315,27 @@ async fn keys_whose_lease_expires_are_seen_to_go<S: RealStore>() {
     println!("keys under a lease of 2 s were gone {:?} after the crash", began.elapsed());
     follower.order(read_store()).await;
     assert_eq!(names(&next_read(&mut follower).await.0), ["registry/a"]);
+    follower.stop().await;
+}
+
+/// What the core refuses to follow: another identity, or a lower revision of the same.
+async fn a_store_that_was_built_anew_is_another_or_an_older_one<S: RealStore>() {
+    let mut real = S::begin_one(None).await;
+    for n in 0..100 {
+        real.put_one("/service/main/leader", &format!("pg{n}")).await;
+    }
+    let mut follower = store::follow(real.store(), 64);
+    let (before, _) = next_read(&mut follower).await;
+    real.rebuild().await;
+    let (empty, failures) = next_read(&mut follower).await;
+    assert!(!failures.is_empty(), "its watch broke");
+    real.put_one("/service/main/leader", "pg1").await;
+    follower.order(read_store()).await;
+    let (after, _) = next_read(&mut follower).await;
+    println!("{} at {}, then {} at {}", before.store, before.revision, after.store, after.revision);
+    for read in [&empty, &after] {
+        assert!(read.store != before.store || read.revision < before.revision, "{read:?}");
+    }
+    assert_eq!((names(&empty), text(&after, "leader")), (Vec::new(), Some("pg1".into())));
     follower.stop().await;
 }

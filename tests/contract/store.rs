@@ -39,6 +39,8 @@ pub trait RealStore: Sized {
     async fn begin_one(secure: Option<&Path>) -> Self;
     /// Kills it and starts it anew, on the same ports and with its files as they are now.
     async fn again(&mut self);
+    /// Kills it, and starts one that knows nothing in its place, configured like the first.
+    async fn rebuild(&mut self);
     /// Where it is reached, `host:port`.
     fn place(&self) -> String;
     /// Where it is reached with certificates.

@@ -202,6 +202,13 @@ impl RealStore for Ensemble {
         self.ready(0).await;
     }
 
+    async fn rebuild(&mut self) {
+        self.kill(0);
+        fs::remove_dir_all(self.dir.path().join("n0/version-2")).unwrap();
+        self.begin(0);
+        self.ready(0).await;
+    }
+
     fn place(&self) -> String {
         self.nodes[0].endpoint()
     }

@@ -423,6 +423,16 @@ mod tests {
     }
 
     #[test]
+    fn a_read_of_an_older_consensus_term_is_refused() {
+        let config = config();
+        let mut known = observed(&config, at(1_000));
+        let isolated = StoreRead { raft_term: 1, ..read(99, at(1_900), keys(2)) };
+        view(&mut known).observe_read(&config, at(2_000), isolated);
+        assert_eq!(leader(&mut known), Some("pg1".into()));
+        assert_eq!(view(&mut known).candidate.as_ref().map(|c| c.reason.rule), Some(Rule::OlderView));
+    }
+
+    #[test]
     fn a_read_that_crossed_a_change_is_no_candidate() {
         let config = config();
         let mut known = observed(&config, at(1_000));
