@@ -33,6 +33,7 @@ mod layout;
 pub mod load;
 mod network;
 pub mod patroni;
+mod pauses;
 pub mod pgbouncer;
 mod process;
 mod progress;
