@@ -1,7 +1,7 @@
 //! HTTP clients towards neighbours: they trust only the certificates that they are given, and work on a host without any.
 
 use crate::files;
-use reqwest::{Certificate, Client, ClientBuilder, Identity};
+use reqwest::{Certificate, Client, ClientBuilder, Identity, Url};
 use std::path::Path;
 
 /// A client to be finished with deadlines. Without an authority no certificate is trusted: `https` then fails and says so.
@@ -28,6 +28,14 @@ pub fn builder(ca: Option<&Path>, cert: Option<&Path>, key: Option<&Path>) -> Re
         builder = builder.identity(Identity::from_pem(&both).map_err(|e| unusable(cert, e))?);
     }
     Ok(builder)
+}
+
+/// The address of an endpoint, `host:port` or with its scheme; without one it is `https` if that is wanted.
+pub fn address(endpoint: &str, tls: bool) -> Result<Url, String> {
+    let scheme = if tls { "https" } else { "http" };
+    let address =
+        if endpoint.contains("://") { endpoint.to_owned() } else { format!("{scheme}://{endpoint}") };
+    Url::parse(&address).map_err(|e| format!("this is no address: {e}; write {scheme}://host:port"))
 }
 
 /// reqwest's own words repeat the address; the cause is what people need.

@@ -89,7 +89,7 @@ impl Workers {
 
     fn follow(&mut self, cluster: &ClusterSettings, events: &Sender<Event>) {
         let (orders, inbox) = mpsc::channel(ORDERS);
-        let store = store(cluster);
+        let store = store_of(cluster);
         let config =
             |prefix| dcs::WorkerConfig { cluster: cluster.name.clone(), prefix, store: store.clone() };
         let (namespace, scope, group) = (&cluster.namespace, &cluster.scope, cluster.group);
@@ -154,23 +154,33 @@ impl Workers {
 }
 
 /// How to reach a cluster's store.
-fn store(cluster: &ClusterSettings) -> dcs::StoreConfig {
-    let config::TlsFiles { ca, cert, key } = cluster.tls.clone();
-    match &cluster.store {
+fn store_of(cluster: &ClusterSettings) -> dcs::StoreConfig {
+    let config::TlsFiles { ca: tls_ca, cert: tls_cert, key: tls_key } = cluster.tls.clone();
+    match cluster.store.clone() {
         Store::Etcd(etcd) => dcs::StoreConfig::Etcd(dcs::etcd::EtcdConfig {
-            endpoints: etcd.endpoints.clone(),
-            tls_ca: ca,
-            tls_cert: cert,
-            tls_key: key,
-            username: etcd.username.clone(),
-            password_file: etcd.password_file.clone(),
+            endpoints: etcd.endpoints,
+            tls_ca,
+            tls_cert,
+            tls_key,
+            username: etcd.username,
+            password_file: etcd.password_file,
         }),
         Store::Consul(consul) => dcs::StoreConfig::Consul(dcs::consul::ConsulConfig {
-            endpoints: consul.endpoints.clone(),
-            tls_ca: ca,
-            tls_cert: cert,
-            tls_key: key,
+            endpoints: consul.endpoints,
+            tls_ca,
+            tls_cert,
+            tls_key,
             token_file: cluster.token_file.clone(),
+        }),
+        Store::ZooKeeper(zookeeper) => dcs::StoreConfig::ZooKeeper(dcs::zookeeper::ZooKeeperConfig {
+            endpoints: zookeeper.endpoints,
+            chroot: zookeeper.chroot,
+            tls_ca,
+            tls_cert,
+            tls_key,
+            username: zookeeper.username,
+            password_file: zookeeper.password_file,
+            one_shot_watches: false,
         }),
     }
 }

@@ -5,6 +5,7 @@ use super::reader::{Item, Table};
 use super::settings::*;
 use super::units;
 use pgsquire_core::config::{ClusterConfig, OnDcsLoss};
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// All clusters, and what the tables that name one must know.
@@ -113,40 +114,90 @@ fn store(table: &Table<'_>, tls: &TlsFiles, patroni_hosts: &[String]) -> Store {
         None if !patroni_hosts.is_empty() && !table.has("endpoints") => Some(Dcs::Patroni),
         None => Some(Dcs::Etcd),
     };
-    let followed = matches!(dcs, Some(Dcs::Etcd | Dcs::Consul));
-    if let Some(other) = dcs.filter(|_| !followed) {
-        let word = STORES.iter().find(|(_, dcs)| *dcs == other).map_or("", |(word, _)| *word);
-        let message = format!("this version follows etcd and Consul only, not {word}");
+    if let Some(Dcs::Patroni) = dcs {
+        let message = "this version follows etcd, Consul and ZooKeeper only, not patroni";
+        let help = "write dcs = \"etcd\", \"consul\" or \"zookeeper\", and its endpoints";
         match given.or_else(|| table.item("patroni_hosts")) {
-            Some(item) => item.error_help(message, "write dcs = \"etcd\" or \"consul\", and its endpoints"),
+            Some(item) => item.error_help(message, help),
             None => table.error(message),
         }
     }
+    match dcs {
+        Some(Dcs::Etcd) => Store::Etcd(etcd(table, tls)),
+        Some(Dcs::Consul) => Store::Consul(consul(table, tls)),
+        Some(Dcs::ZooKeeper) => Store::ZooKeeper(zookeeper(table)),
+        // What is wrong is said already, and the stores' endpoints differ in their form: only the login is looked at.
+        Some(Dcs::Patroni) | None => {
+            let (username, password_file) = login(table);
+            table.list("endpoints");
+            Store::Etcd(EtcdSettings { endpoints: Vec::new(), username, password_file })
+        }
+    }
+}
+
+fn etcd(table: &Table<'_>, tls: &TlsFiles) -> EtcdSettings {
+    let endpoints = http_endpoints(table, tls, 2379);
+    let (username, password_file) = login(table);
+    EtcdSettings { endpoints, username, password_file }
+}
+
+fn consul(table: &Table<'_>, tls: &TlsFiles) -> ConsulSettings {
+    for item in ["username", "password_file"].into_iter().filter_map(|key| table.item(key)) {
+        item.error_help("Consul has no users", "write the file of its token: token_file = \"…\"");
+    }
+    ConsulSettings { endpoints: http_endpoints(table, tls, 8500) }
+}
+
+/// The `endpoints` of a store that speaks HTTP; without any, the one on this host.
+fn http_endpoints(table: &Table<'_>, tls: &TlsFiles, port: u16) -> Vec<String> {
     let scheme = if *tls == TlsFiles::default() { "http" } else { "https" };
-    let port = if dcs == Some(Dcs::Consul) { 8500 } else { 2379 };
-    let endpoints = match followed {
-        true => addresses(table, "endpoints", scheme),
-        // Their forms differ; what is wrong is said already.
-        false => table.list("endpoints").map(|_| Vec::new()),
-    };
-    if let (true, Some([])) = (followed, endpoints.as_deref())
-        && let Some(item) = table.item("endpoints")
+    let endpoints = addresses(table, "endpoints", scheme);
+    refuse_empty(table, &format!("http://127.0.0.1:{port}"));
+    endpoints.unwrap_or_else(|| vec![format!("{scheme}://127.0.0.1:{port}")])
+}
+
+/// A chroot belongs to the list, but it may stand behind each address.
+fn zookeeper(table: &Table<'_>) -> ZooKeeperSettings {
+    const DEFAULT: &str = "127.0.0.1:2181";
+    let mut endpoints = Vec::new();
+    let mut chroots: Vec<String> = Vec::new();
+    for item in table.list("endpoints").unwrap_or_default() {
+        let Some((address, chroot)) = item.parse(units::zookeeper_endpoint) else { continue };
+        if let Some(other) = chroots.first().filter(|other| **other != chroot) {
+            let named =
+                |chroot: &str| if chroot.is_empty() { "none".to_owned() } else { format!("`{chroot}`") };
+            let message =
+                format!("its chroot is {}, that of the first one is {}", named(&chroot), named(other));
+            item.error_help(message, "write the same chroot behind every address");
+        }
+        endpoints.push(address);
+        chroots.push(chroot);
+    }
+    refuse_empty(table, DEFAULT);
+    if !table.has("endpoints") {
+        endpoints.push(DEFAULT.to_owned());
+    }
+    let (username, password_file) = login(table);
+    ZooKeeperSettings {
+        endpoints,
+        chroot: chroots.into_iter().next().unwrap_or_default(),
+        username,
+        password_file,
+    }
+}
+
+fn refuse_empty(table: &Table<'_>, example: &str) {
+    if let Some(item) = table.item("endpoints")
         && table.list("endpoints").is_some_and(|list| list.is_empty())
     {
-        let help = format!("write endpoints = [\"http://127.0.0.1:{port}\"]");
-        item.error_help("no endpoint is given", help);
+        item.error_help("no endpoint is given", format!("write endpoints = [\"{example}\"]"));
     }
-    let endpoints = endpoints.unwrap_or_else(|| vec![format!("{scheme}://127.0.0.1:{port}")]);
-    if dcs == Some(Dcs::Consul) {
-        for item in ["username", "password_file"].into_iter().filter_map(|key| table.item(key)) {
-            item.error_help("Consul has no users", "write the file of its token: token_file = \"…\"");
-        }
-        return Store::Consul(ConsulSettings { endpoints });
-    }
-    let username = table.text("username");
-    let password_file = table.path("password_file");
+}
+
+fn login(table: &Table<'_>) -> (Option<String>, Option<PathBuf>) {
+    let (username, password_file) = (table.text("username"), table.path("password_file"));
     pair(table, "username", "password_file");
-    Store::Etcd(EtcdSettings { endpoints, username, password_file })
+    (username, password_file)
 }
 
 /// A list of addresses; one that is wrong is reported and left out.

@@ -39,9 +39,7 @@ impl Settings {
         let mut all: Vec<&Path> = Vec::new();
         for c in &self.clusters {
             all.extend(c.tls.key.as_deref());
-            if let Store::Etcd(etcd) = &c.store {
-                all.extend(etcd.password_file.as_deref());
-            }
+            all.extend(c.store.password_file());
             all.extend(c.token_file.as_deref());
             all.extend(c.probe.as_ref().and_then(|p| p.password_file.as_deref()));
         }
@@ -92,6 +90,19 @@ pub enum Store {
     Etcd(EtcdSettings),
     /// Consul.
     Consul(ConsulSettings),
+    /// ZooKeeper.
+    ZooKeeper(ZooKeeperSettings),
+}
+
+impl Store {
+    /// Holds the password of the login.
+    pub fn password_file(&self) -> Option<&Path> {
+        match self {
+            Store::Etcd(etcd) => etcd.password_file.as_deref(),
+            Store::Consul(_) => None,
+            Store::ZooKeeper(zookeeper) => zookeeper.password_file.as_deref(),
+        }
+    }
 }
 
 /// How to reach etcd.
@@ -110,6 +121,19 @@ pub struct EtcdSettings {
 pub struct ConsulSettings {
     /// Addresses, with their scheme.
     pub endpoints: Vec<String>,
+}
+
+/// How to reach ZooKeeper.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ZooKeeperSettings {
+    /// `host:port`.
+    pub endpoints: Vec<String>,
+    /// The node that all paths begin below, `/a/b`; empty: the root.
+    pub chroot: String,
+    /// Login of the scheme `digest`.
+    pub username: Option<String>,
+    /// Holds the password.
+    pub password_file: Option<PathBuf>,
 }
 
 /// `probe` and `probe_password_file`.

@@ -160,6 +160,7 @@ fn clusters() {
         match &s.clusters[0].store {
             Store::Etcd(etcd) => etcd.endpoints.clone(),
             Store::Consul(consul) => consul.endpoints.clone(),
+            Store::ZooKeeper(zookeeper) => zookeeper.endpoints.clone(),
         }
     };
     assert_eq!(endpoints(""), ["http://127.0.0.1:2379"]);
@@ -176,8 +177,7 @@ fn clusters() {
     let with = |text: &str| format!("[[cluster]]\nscope = 'm'\n{text}\n");
     assert_error("[[cluster]]\n", "`scope` is missing");
     assert_error(&with("[[cluster]]\nscope = 'm'"), "two clusters `m`");
-    assert_error(&with("dcs = 'zookeeper'\nendpoints = ['a:2181/chroot']"), "not zookeeper");
-    let followed = "this version follows etcd and Consul only, not patroni";
+    let followed = "this version follows etcd, Consul and ZooKeeper only, not patroni";
     assert_error(&with("patroni_hosts = ['a:8008']"), followed);
     assert_error(&with("dcs = 'consul'\nusername = 'u'"), "Consul has no users");
     assert_error(&with("dcs = 'consul'\nendpoints = []"), "no endpoint is given");
@@ -189,6 +189,26 @@ fn clusters() {
     assert_error(&with("username = 'u'"), "`password_file` is missing");
     assert_error(&with("max_fact_age = '10ms'"), "too short");
     assert_error("[cluster]\nscope = 'm'\n", "expected [[cluster]]");
+}
+
+#[test]
+fn zookeeper() {
+    let with = |text: &str| format!("[[cluster]]\nscope = 'm'\ndcs = 'zookeeper'\n{text}\n");
+    let read = |text: &str| match read(&with(text)).clusters[0].store.clone() {
+        Store::ZooKeeper(zookeeper) => zookeeper,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!((read("").endpoints, read("").chroot), (vec!["127.0.0.1:2181".to_owned()], String::new()));
+    let both = read("endpoints = ['zk1:2181/db', '[::1]:2181/db']\nusername = 'u'\npassword_file = '/p'");
+    assert_eq!(
+        (both.endpoints.as_slice(), both.chroot.as_str()),
+        (&["zk1:2181", "[::1]:2181"].map(str::to_owned)[..], "/db")
+    );
+    assert_eq!((both.username.as_deref(), both.password_file), (Some("u"), Some("/p".into())));
+    assert_error(&with("endpoints = ['a:1/x', 'b:1']"), "its chroot is none, that of the first one is `/x`");
+    assert_error(&with("endpoints = ['http://a:1']"), "no scheme");
+    assert_error(&with("endpoints = []"), "no endpoint is given");
+    assert_error(&with("username = 'u'"), "`password_file` is missing");
 }
 
 #[test]

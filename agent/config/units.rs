@@ -90,6 +90,22 @@ pub fn endpoint(text: &str, scheme: &str) -> Result<String, String> {
     Ok(format!("{scheme}://{}", authority(&host, port)))
 }
 
+/// `host:port` or `host:port/chroot`. Gives the address and the chroot, which is empty for the root.
+pub fn zookeeper_endpoint(text: &str) -> Result<(String, String), String> {
+    if text.contains("://") {
+        return Err(format!("`{text}` is not host:port: ZooKeeper's addresses have no scheme"));
+    }
+    let (address, chroot) = text.find('/').map_or((text, ""), |at| text.split_at(at));
+    let (host, port) = host_port(address)?;
+    let chroot = chroot.trim_end_matches('/');
+    let odd = |c: char| c.is_whitespace() || c.is_control() || c == ',';
+    let bad = |node: &str| node.is_empty() || node == "." || node == ".." || node.contains(odd);
+    if !chroot.is_empty() && chroot[1..].split('/').any(bad) {
+        return Err(format!("`{chroot}` is not a chroot: write it like /a/b"));
+    }
+    Ok((authority(&host, port), chroot.to_owned()))
+}
+
 /// An `http://` or `https://` address with anything behind it. Gives it without the last slash.
 pub fn url(text: &str) -> Result<String, String> {
     // First, so that no other message repeats a secret.
@@ -143,6 +159,14 @@ mod tests {
         assert_eq!(endpoint("http://[fe80::1]:2379/", "https"), Ok("http://[fe80::1]:2379".to_owned()));
         for bad in ["ftp://h:1", "http://h", "http://h:1/x", "http://u:p@h:1"] {
             assert!(endpoint(bad, "http").is_err(), "{bad}");
+        }
+        let pair = |address: &str, chroot: &str| Ok((address.to_owned(), chroot.to_owned()));
+        assert_eq!(zookeeper_endpoint("zk1:2181"), pair("zk1:2181", ""));
+        assert_eq!(zookeeper_endpoint("zk1:2181/"), pair("zk1:2181", ""));
+        assert_eq!(zookeeper_endpoint("[::1]:2181/db/prod/"), pair("[::1]:2181", "/db/prod"));
+        for bad in ["zk1", "zk1/a", "tcp://zk1:2181", "zk1:2181//a", "zk1:2181/a b", "zk1:2181/..", "a:1,b:1"]
+        {
+            assert!(zookeeper_endpoint(bad).is_err(), "{bad}");
         }
         assert_eq!(url("http://127.0.0.1:8008/"), Ok("http://127.0.0.1:8008".to_owned()));
         for bad in ["127.0.0.1:8008", "ftp://h/", "http://u@h/", ""] {

@@ -505,6 +505,7 @@ mod tests {
                 revision,
                 keys: std::collections::BTreeMap::new(),
                 leader_ttl: None,
+                beside: Vec::new(),
                 started: Time::ZERO,
             };
             let answer = (Duration::from_millis(after_ms), Ok(Reading { read, endpoint }));

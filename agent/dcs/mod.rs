@@ -2,10 +2,14 @@
 //! keys and one for our own: read everything, watch, and when the watch breaks read everything again. One publisher per
 //! cluster puts our own keys.
 
+mod beside;
 pub mod consul;
 pub mod etcd;
+mod failover;
 mod follow;
+mod handshake;
 mod publish;
+pub mod zookeeper;
 
 use crate::report::Report;
 use follow::{Prompt, Whose};
@@ -36,6 +40,8 @@ pub enum StoreConfig {
     Etcd(etcd::EtcdConfig),
     /// Consul.
     Consul(consul::ConsulConfig),
+    /// ZooKeeper, from 3.4 on; to talk to other agents through it, from 3.5 on.
+    ZooKeeper(zookeeper::ZooKeeperConfig),
 }
 
 /// The prefix of a cluster's keys: `/service/main/`, or `/service/main/0/` for a Citus group.
@@ -71,6 +77,10 @@ pub async fn run(
             let store = consul::Consul::new(consul, &config.prefix);
             follow::run(Whose::Patronis, config.cluster, store, Prompt::Orders(orders), report, stop).await;
         }
+        StoreConfig::ZooKeeper(zookeeper) => {
+            let store = zookeeper::ZooKeeper::new(zookeeper, config.prefix);
+            follow::run(Whose::Patronis, config.cluster, store, Prompt::Orders(orders), report, stop).await;
+        }
     }
 }
 
@@ -85,6 +95,10 @@ pub async fn run_peers(config: WorkerConfig, events: Sender<Event>, stop: Cancel
         }
         StoreConfig::Consul(consul) => {
             let store = consul::Consul::new(consul, &config.prefix);
+            follow::run(Whose::Agents, config.cluster, store, Prompt::Every(PEERS_AGAIN), report, stop).await;
+        }
+        StoreConfig::ZooKeeper(zookeeper) => {
+            let store = zookeeper::ZooKeeper::new(zookeeper, config.prefix);
             follow::run(Whose::Agents, config.cluster, store, Prompt::Every(PEERS_AGAIN), report, stop).await;
         }
     }
@@ -122,6 +136,10 @@ pub async fn run_publisher(
         }
         StoreConfig::Consul(consul) => {
             let store = consul::ConsulKeys::new(consul, &config.prefix);
+            publish::run(config.cluster, store, ttl, orders, report, stop).await;
+        }
+        StoreConfig::ZooKeeper(zookeeper) => {
+            let store = zookeeper::ZooKeeperKeys::new(zookeeper, config.prefix);
             publish::run(config.cluster, store, ttl, orders, report, stop).await;
         }
     }

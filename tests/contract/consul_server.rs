@@ -1,14 +1,17 @@
 //! A Consul of our own: one server that keeps its data, and agents that lead to it.
 
 use crate::processes::{As, Process, free_port, until};
+use crate::store::{Access, RealStore};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use nix::sys::signal::Signal;
+use pgsquire::dcs::StoreConfig;
+use pgsquire::dcs::consul::ConsulConfig;
 use pgsquire::https;
 use reqwest::{Client, Method};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 
 /// May do everything where access control is on.
@@ -51,6 +54,11 @@ impl Consul {
         let tokens = json!({ "master": MASTER, "agent": MASTER });
         let more = json!({ "acl": { "enabled": true, "default_policy": "deny", "tokens": tokens } });
         Consul::with(0, more, Some(MASTER.to_owned()), None).await
+    }
+
+    /// Starts one that is configured with more.
+    pub async fn start_with(more: Value) -> Consul {
+        Consul::with(0, more, None, None).await
     }
 
     /// Starts one that also speaks TLS on this port.
@@ -231,5 +239,58 @@ impl Api {
             (key, stored)
         };
         list.iter().map(one).collect()
+    }
+}
+
+impl RealStore for Consul {
+    async fn begin_one(secure: Option<&Path>) -> Self {
+        let Some(dir) = secure else { return Consul::start(0).await };
+        let path = |name: &str| dir.join(name).display().to_string();
+        let more = json!({
+            "ca_file": path("ca.crt"),
+            "cert_file": path("server.crt"),
+            "key_file": path("server.key"),
+            "verify_incoming_https": true,
+        });
+        Consul::with_https(more, free_port()).await
+    }
+
+    async fn again(&mut self) {
+        self.kill(0);
+        self.begin(0).await;
+    }
+
+    async fn rebuild(&mut self) {
+        self.kill(0);
+        std::fs::remove_dir_all(self.dir.path().join("n0")).unwrap();
+        self.begin(0).await;
+    }
+
+    fn place(&self) -> String {
+        format!("127.0.0.1:{}", self.agents[0].http)
+    }
+
+    fn secure_place(&self) -> String {
+        format!("127.0.0.1:{}", self.https.unwrap())
+    }
+
+    fn config(Access { endpoints, ca, cert, key }: Access) -> StoreConfig {
+        let files = ConsulConfig { tls_ca: ca, tls_cert: cert, tls_key: key, ..ConsulConfig::default() };
+        StoreConfig::Consul(ConsulConfig { endpoints, ..files })
+    }
+
+    async fn put(&self, keys: &[(String, String)]) {
+        // Consul takes 64 operations in one transaction.
+        for some in keys.chunks(64) {
+            let some: Vec<_> =
+                some.iter().map(|(key, value)| (key.trim_start_matches('/'), value.as_str())).collect();
+            self.api(0).put_all(&some).await;
+        }
+    }
+
+    async fn delete(&self, keys: &[String]) {
+        let delete = |key: &String| json!({ "KV": { "Verb": "delete", "Key": key.trim_start_matches('/') } });
+        let all: Vec<Value> = keys.iter().map(delete).collect();
+        self.api(0).ask(Method::PUT, "v1/txn", &Value::from(all).to_string()).await.unwrap();
     }
 }

@@ -1,158 +1,25 @@
 //! The etcd follower against real etcd servers.
 
-use crate::certificates::Certificates;
+use crate::etcd_server::Cluster;
 use crate::processes::{As, Process, free_port, until};
+use crate::store::{self, next_change, next_read, read_store, text};
 use crate::worker::Worker;
-use etcd_client::{Client, ConnectOptions, DeleteOptions, LeaseGrantOptions, PutOptions, Txn, TxnOp};
+use etcd_client::{Client, DeleteOptions, LeaseGrantOptions, PutOptions, Txn, TxnOp};
 use nix::sys::signal::Signal;
-use pgsquire::dcs::{self, PublisherConfig, StoreConfig, WorkerConfig, etcd::EtcdConfig};
-use pgsquire_core::effect::Order;
-use pgsquire_core::event::{Event, Outcome, StoreChange, StoreRead};
+use pgsquire::dcs::{StoreConfig, etcd::EtcdConfig};
+use pgsquire_core::event::{Event, Outcome};
 use std::time::Duration;
-use tempfile::TempDir;
+use tokio::net::TcpStream;
 use tokio::time::Instant;
 
-/// A cluster of etcd servers.
-pub struct Cluster {
-    dir: TempDir,
-    /// Its servers.
-    pub nodes: Vec<Node>,
-}
-
-/// One of them.
-pub struct Node {
-    client_port: u16,
-    peer_port: u16,
-    process: Option<Process>,
-}
-
-impl Node {
-    /// Where clients reach it.
-    pub fn endpoint(&self) -> String {
-        format!("127.0.0.1:{}", self.client_port)
-    }
-}
-
-impl Cluster {
-    /// Starts so many and waits until all answer.
-    pub async fn start(count: usize) -> Cluster {
-        let node = |_| Node { client_port: free_port(), peer_port: free_port(), process: None };
-        let dir = tempfile::Builder::new().prefix("etcd").tempdir().unwrap();
-        let mut cluster = Cluster { dir, nodes: (0..count).map(node).collect() };
-        (0..count).for_each(|n| cluster.begin(n));
-        for n in 0..count {
-            cluster.ready(n).await;
-        }
-        cluster
-    }
-
-    fn begin(&mut self, n: usize) {
-        let peer = |node: &Node| format!("http://127.0.0.1:{}", node.peer_port);
-        let all: Vec<_> =
-            self.nodes.iter().enumerate().map(|(n, node)| format!("n{n}={}", peer(node))).collect();
-        let data = self.dir.path().join(format!("n{n}"));
-        let client = format!("http://{}", self.nodes[n].endpoint());
-        let own = peer(&self.nodes[n]);
-        let args = [
-            "--name",
-            &format!("n{n}"),
-            "--data-dir",
-            data.to_str().unwrap(),
-            "--listen-client-urls",
-            &client,
-            "--advertise-client-urls",
-            &client,
-            "--listen-peer-urls",
-            &own,
-            "--initial-advertise-peer-urls",
-            &own,
-            "--initial-cluster",
-            &all.join(","),
-            "--heartbeat-interval",
-            "100",
-            "--election-timeout",
-            "1000",
-        ];
-        let log = self.dir.path().join(format!("n{n}.log"));
-        self.nodes[n].process = Some(Process::start(As::Me, "etcd", &args, &log));
-    }
-
-    async fn ready(&self, n: usize) {
-        until("etcd answers", async || self.client(n).await.get("x", None).await.ok()).await;
-    }
-
-    /// A client of one server.
-    pub async fn client(&self, n: usize) -> Client {
-        let options = ConnectOptions::new().with_timeout(Duration::from_secs(5));
-        Client::connect([self.nodes[n].endpoint()], Some(options)).await.unwrap()
-    }
-
-    /// Sends a signal to a server.
-    pub fn signal(&self, n: usize, signal: Signal) {
-        self.nodes[n].process.as_ref().unwrap().signal(signal);
-    }
-
-    /// Kills a server.
-    pub fn kill(&mut self, n: usize) {
-        self.nodes[n].process = None;
-    }
-
-    /// Where clients reach these.
-    pub fn endpoints(&self, of: &[usize]) -> Vec<String> {
-        of.iter().map(|n| self.nodes[*n].endpoint()).collect()
-    }
-}
-
 fn follow(endpoints: Vec<String>, room: usize) -> Worker {
-    follow_with(EtcdConfig { endpoints, ..EtcdConfig::default() }, room)
-}
-
-fn follow_with(store: EtcdConfig, room: usize) -> Worker {
-    follow_store(StoreConfig::Etcd(store), room)
-}
-
-/// A follower of Patroni's keys in any store.
-pub fn follow_store(store: StoreConfig, room: usize) -> Worker {
-    let prefix = dcs::prefix("/service/", "main", None);
-    let config = WorkerConfig { cluster: "main".into(), prefix, store };
-    Worker::start(room, |orders, events, stop| dcs::run(config, orders, events, stop))
-}
-
-/// The order to read it.
-pub fn read_store() -> Order {
-    Order::ReadStore { cluster: "main".into() }
-}
-
-/// The next read; failures before it are collected.
-pub async fn next_read(follower: &mut Worker) -> (StoreRead, Vec<String>) {
-    let mut failures = Vec::new();
-    loop {
-        match follower.next().await {
-            Event::StoreRead { read, .. } => return (read, failures),
-            Event::StoreFailed { why, .. } => failures.push(why),
-            Event::StoreChanged { .. } | Event::Done { .. } => {}
-            other => panic!("{other:?}"),
-        }
-    }
-}
-
-/// The next change, before anything else.
-pub async fn next_change(follower: &mut Worker) -> StoreChange {
-    match follower.next().await {
-        Event::StoreChanged { change, .. } => change,
-        other => panic!("{other:?}"),
-    }
+    store::follow(StoreConfig::Etcd(EtcdConfig { endpoints, ..EtcdConfig::default() }), room)
 }
 
 /// The read is told before the watch is made: waits until the watch reports a write.
 async fn watching(etcd: &mut Client, follower: &mut Worker) {
     etcd.put("/service/main/history", "[]", None).await.unwrap();
     assert_eq!(next_change(follower).await.changes[0].0, "history");
-}
-
-/// The value of a key.
-pub fn text(read: &StoreRead, key: &str) -> Option<String> {
-    read.keys.get(key).map(|stored| String::from_utf8(stored.value.clone()).unwrap())
 }
 
 #[tokio::test]
@@ -336,100 +203,107 @@ async fn a_lost_quorum_is_reported_and_its_return_is_seen() {
 }
 
 #[tokio::test]
-async fn a_user_and_a_private_certificate_are_shown() {
-    let dir = tempfile::tempdir().unwrap();
-    let tls = Certificates::make(dir.path());
-    let (port, peer) = (free_port(), free_port());
-    let (url, peer) = (format!("https://127.0.0.1:{port}"), format!("http://127.0.0.1:{peer}"));
-    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
-    let args = [
-        "--data-dir",
-        &path("data"),
-        "--listen-client-urls",
-        &url,
-        "--advertise-client-urls",
-        &url,
-        "--listen-peer-urls",
-        &peer,
-        "--initial-advertise-peer-urls",
-        &peer,
-        "--initial-cluster",
-        &format!("default={peer}"),
-        "--cert-file",
-        &path("server.crt"),
-        "--key-file",
-        &path("server.key"),
-        "--trusted-ca-file",
-        &path("ca.crt"),
-        "--client-cert-auth",
-    ];
-    let _etcd = Process::start(As::Me, "etcd", &args, &dir.path().join("log"));
-    let admin = |args: &[&str]| {
-        let mut command = std::process::Command::new("etcdctl");
-        command.env("ETCDCTL_API", "3").args(["--endpoints", &url, "--cacert", &path("ca.crt")]);
-        command.args(["--cert", &path("client.crt"), "--key", &path("client.key")]).args(args);
-        command.output().unwrap()
-    };
-    until("etcd with TLS answers", async || {
-        admin(&["put", "/service/main/leader", "pg1"]).status.success().then_some(())
-    })
-    .await;
-    for args in [
-        &["user", "add", "root:r"][..],
-        &["user", "add", "squire:secret"],
-        &["user", "grant-role", "root", "root"],
-        &["role", "add", "reader"],
-        &["role", "grant-permission", "--prefix=true", "reader", "read", "/service/"],
-        &["role", "grant-permission", "--prefix=true", "reader", "readwrite", "/pgsquire/"],
-        &["user", "grant-role", "squire", "reader"],
-        &["auth", "enable"],
-    ] {
-        let out = admin(args);
-        assert!(out.status.success(), "{args:?}: {}", String::from_utf8_lossy(&out.stderr));
+async fn another_cluster_on_the_same_address_is_another_store() {
+    let mut cluster = Cluster::start(1).await;
+    let mut etcd = cluster.client(0).await;
+    for n in 0..10 {
+        etcd.put("/service/main/leader", format!("pg{n}"), None).await.unwrap();
     }
-    std::fs::write(path("password"), "secret\n").unwrap();
-    std::fs::write(path("wrong"), "guess\n").unwrap();
-    let config = EtcdConfig {
-        endpoints: vec![url.clone()],
-        tls_ca: Some(tls.ca.clone()),
-        tls_cert: Some(tls.cert.clone()),
-        tls_key: Some(tls.key.clone()),
-        username: Some("squire".into()),
-        password_file: Some(path("password").into()),
-    };
-    let mut follower = follow_with(config.clone(), 64);
+    let mut follower = follow(cluster.endpoints(&[0]), 64);
+    let (before, _) = next_read(&mut follower).await;
+    watching(&mut etcd, &mut follower).await;
+    cluster.kill(0);
+    cluster.forget(0);
+    // etcd names a cluster by its members' addresses, and by a word that its operator gives it.
+    cluster.more.extend(["--initial-cluster-token", "rebuilt"].map(str::to_owned));
+    cluster.begin(0);
+    cluster.ready(0).await;
+    let (after, failures) = next_read(&mut follower).await;
+    assert!(!failures.is_empty(), "the watch broke");
+    assert_ne!(after.store, before.store);
+    assert!(after.revision < before.revision && after.keys.is_empty(), "{after:?}");
+    follower.stop().await;
+}
+
+#[tokio::test]
+async fn a_member_that_lags_has_an_older_term_or_revision_and_does_not_answer_alone() {
+    let mut cluster = Cluster::start(3).await;
+    let mut follower = follow(cluster.endpoints(&[0]), 64);
+    let (before, _) = next_read(&mut follower).await;
+    watching(&mut cluster.client(0).await, &mut follower).await;
+    // The others go on without it, under a leader of a later term perhaps, and it comes back alone.
+    cluster.signal(0, Signal::SIGSTOP);
+    let mut etcd = cluster.client(1).await;
+    until("the others have a leader", async || etcd.clone().put("/x", "", None).await.ok()).await;
+    let newest = etcd.put("/service/main/leader", "pg2", None).await.unwrap();
+    let newest = u64::try_from(newest.header().unwrap().revision()).unwrap();
+    cluster.kill(1);
+    cluster.kill(2);
+    cluster.signal(0, Signal::SIGCONT);
+    // It has no quorum, so it says nothing rather than what was.
+    let Outcome::Failed { why } = follower.outcome(read_store()).await else { panic!("an old view") };
+    assert!(why.contains(&cluster.nodes[0].endpoint()), "{why}");
+    cluster.begin(1);
+    cluster.begin(2);
+    let (after, _) = next_read(&mut follower).await;
+    assert_eq!((after.store.as_str(), text(&after, "leader")), (before.store.as_str(), Some("pg2".into())));
+    assert!(after.revision >= newest && after.raft_term > before.raft_term, "{after:?}");
+    follower.stop().await;
+}
+
+#[tokio::test]
+async fn the_grpc_proxy_is_an_endpoint_like_another() {
+    let cluster = Cluster::start(1).await;
+    let mut etcd = cluster.client(0).await;
+    let lease = etcd.lease_grant(30, None).await.unwrap().id();
+    etcd.put("/service/main/leader", "pg1", Some(PutOptions::new().with_lease(lease))).await.unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let place = format!("127.0.0.1:{}", free_port());
+    let data = dir.path().join("proxy").display().to_string();
+    let args = ["grpc-proxy", "start", "--endpoints", &cluster.nodes[0].endpoint()];
+    let args = [&args[..], &["--listen-addr", &place, "--data-dir", &data]].concat();
+    let proxy = Process::start(As::Me, "etcd", &args, &dir.path().join("log"));
+    until("the proxy listens", async || TcpStream::connect(&place).await.ok()).await;
+
+    let mut follower = follow(vec![place.clone()], 64);
     let (read, failures) = next_read(&mut follower).await;
     assert_eq!((text(&read, "leader"), failures), (Some("pg1".into()), Vec::new()));
-    let put = admin(&["--user", "root:r", "put", "/service/main/leader", "pg2"]);
-    assert!(put.status.success(), "{put:?}");
-    assert_eq!(next_change(&mut follower).await.changes[0].0, "leader");
+    assert!(read.leader_ttl.is_some() && read.raft_term > 0, "{read:?}");
+    watching(&mut etcd, &mut follower).await;
+    etcd.lease_revoke(lease).await.unwrap();
+    assert_eq!(next_change(&mut follower).await.changes, vec![("leader".into(), None)]);
+    assert_eq!(follower.outcome(read_store()).await, Outcome::Done);
+
+    let config = EtcdConfig { endpoints: vec![place.clone()], ..EtcdConfig::default() };
+    let store = store::puts_and_deletes_are_seen(StoreConfig::Etcd(config)).await;
+    assert_eq!(store, read.store);
+    drop(proxy);
+    let Event::StoreFailed { why, .. } = follower.next().await else { panic!("it did not notice") };
+    assert!(why.contains(&place), "{why}");
     follower.stop().await;
+}
 
-    let worker = WorkerConfig {
-        cluster: "main".into(),
-        prefix: dcs::own_prefix("/service/", "main", None),
-        store: StoreConfig::Etcd(config.clone()),
-    };
-    let mut publisher = Worker::start(64, |orders, events, stop| {
-        dcs::run_publisher(PublisherConfig::from(worker), orders, events, stop)
-    });
-    for keys in [&["poolers/a", "switch"][..], &["poolers/a"], &[]] {
-        let keys = keys.iter().map(|key| ((*key).into(), b"1".into())).collect();
-        let order = Order::Publish { cluster: "main".into(), keys };
-        assert_eq!(publisher.outcome(order).await, Outcome::Done);
+#[tokio::test]
+async fn a_value_of_five_megabytes_is_read_where_the_server_has_it() {
+    let cluster = Cluster::start_with(1, &["--max-request-bytes", "8388608"], None).await;
+    let mut etcd = cluster.client(0).await;
+    etcd.put("/service/main/history", vec![b'x'; 5 << 20], None).await.unwrap();
+    let mut follower = follow(cluster.endpoints(&[0]), 64);
+    let (read, failures) = next_read(&mut follower).await;
+    assert_eq!(failures, Vec::<String>::new());
+    assert_eq!(read.keys["history"].value.len(), 5 << 20);
+    // Put again while it is watched: by the watch, or by the read after one that could not carry it.
+    etcd.put("/service/main/history", vec![b'y'; 5 << 20], None).await.unwrap();
+    loop {
+        let value = match follower.next().await {
+            Event::StoreChanged { change, .. } => change.changes[0].1.clone().unwrap().value,
+            Event::StoreRead { read, .. } => read.keys["history"].value.clone(),
+            other => panic!("{other:?}"),
+        };
+        if value[0] == b'y' {
+            assert_eq!(value.len(), 5 << 20);
+            break;
+        }
     }
-    publisher.stop().await;
-
-    let refused = |config: EtcdConfig| async {
-        let mut follower = follow_with(config, 64);
-        let Event::StoreFailed { why, .. } = follower.next().await else { panic!("it was let in") };
-        follower.stop().await;
-        why
-    };
-    let why = refused(EtcdConfig { password_file: Some(path("wrong").into()), ..config.clone() }).await;
-    assert!(why.contains("authentication failed"), "{why}");
-    let why = refused(EtcdConfig { tls_ca: None, ..config.clone() }).await;
-    assert!(why.contains(&url) && why.contains("without tls_ca"), "{why}");
-    let why = refused(EtcdConfig { tls_ca: Some(path("no-such.crt").into()), ..config }).await;
-    assert!(why.contains("no-such.crt"), "{why}");
+    follower.stop().await;
 }

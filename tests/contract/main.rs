@@ -3,8 +3,14 @@
 
 mod certificates;
 mod consul;
+mod consul_keys;
 mod consul_server;
 mod etcd;
+mod etcd_keys;
+mod etcd_login;
+mod etcd_server;
+mod every_store;
+mod every_store_tls;
 mod patroni_rest;
 mod patroni_yml;
 mod pgbouncer_console;
@@ -15,6 +21,10 @@ mod pooler;
 mod postgres;
 mod probe;
 mod processes;
-mod publish;
 mod server;
+mod store;
 mod worker;
+mod zookeeper;
+mod zookeeper_keys;
+mod zookeeper_login;
+mod zookeeper_server;

@@ -22,3 +22,4 @@ mod switch_faults;
 mod switch_loss;
 mod switch_modes;
 mod versions;
+mod zookeeper;

@@ -98,6 +98,7 @@ impl World {
             revision: view.revision,
             keys: view.keys,
             leader_ttl: None,
+            beside: Vec::new(),
             started,
         };
         self.later(delay, Thing::Tell(h, run, vec![Event::PeersRead { cluster, read }]));

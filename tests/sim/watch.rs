@@ -189,6 +189,6 @@ impl World {
 
 fn told(cluster: String, view: View, started: Time) -> Event {
     let View { id, raft_term, revision, keys, leader_ttl } = view;
-    let read = StoreRead { store: id, raft_term, revision, keys, leader_ttl, started };
+    let read = StoreRead { store: id, raft_term, revision, keys, leader_ttl, beside: Vec::new(), started };
     Event::StoreRead { cluster, read }
 }

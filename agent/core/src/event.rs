@@ -185,6 +185,8 @@ pub struct StoreRead {
     pub keys: Keys,
     /// How long the leader key will live from the start of the read on, if nobody renews it.
     pub leader_ttl: Option<Duration>,
+    /// If there are no keys: where the store holds some, `/service/main` and the like, as far as we may know.
+    pub beside: Vec<String>,
     /// When the read was begun.
     pub started: Time,
 }

@@ -73,7 +73,7 @@ pub fn keys(leader: u32) -> Keys {
 /// A read of these keys.
 pub fn read(revision: u64, started: Time, keys: Keys) -> StoreRead {
     let leader_ttl = Some(Duration::from_secs(20));
-    StoreRead { store: "s".into(), raft_term: 2, revision, keys, leader_ttl, started }
+    StoreRead { store: "s".into(), raft_term: 2, revision, keys, leader_ttl, beside: Vec::new(), started }
 }
 
 /// What the REST API of a member says.

@@ -10,7 +10,7 @@ use crate::switch::records::MemberWord;
 use crate::time::{Human, Time};
 use crate::topology::{Member, Role, Topology};
 use crate::wal::{Term, Timeline};
-use alloc::collections::BTreeMap;
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -30,6 +30,8 @@ const PROMOTION_PATIENCE: Duration = Duration::from_secs(60);
 pub struct ClusterView {
     /// Keys in force.
     keys: Keys,
+    /// While there are none: where the store holds some.
+    pub beside: Vec<String>,
     /// Them, understood.
     pub topology: Topology,
     /// Store id, consensus term and revision of the view in force.
@@ -75,6 +77,7 @@ impl ClusterView {
     pub fn new(term: Option<Term>) -> Self {
         ClusterView {
             keys: Keys::new(),
+            beside: Vec::new(),
             topology: Topology::default(),
             version: None,
             seen: None,
@@ -95,6 +98,18 @@ impl ClusterView {
             leaving: None,
             word: None,
         }
+    }
+
+    /// The store has answered, and it holds nothing of this cluster.
+    pub fn is_nowhere(&self) -> bool {
+        self.version.is_some() && self.keys.is_empty()
+    }
+
+    /// The Citus groups below a scope that is followed as if it had none.
+    pub fn groups(&self) -> BTreeSet<u32> {
+        let group = |key: &String| key.split_once('/')?.0.parse().ok();
+        let groups: BTreeSet<u32> = self.keys.keys().filter_map(group).collect();
+        if self.topology.members.is_empty() { groups } else { BTreeSet::new() }
     }
 
     /// A full read of the store came in.
@@ -161,6 +176,7 @@ impl ClusterView {
         self.heard = now;
         self.version = Some((read.store, read.raft_term, read.revision));
         self.keys = read.keys;
+        self.beside = read.beside;
         self.take_topology(now, topology);
     }
 
@@ -418,6 +434,16 @@ mod tests {
         assert_eq!(view(&mut known).candidate.as_ref().map(|c| c.reason.rule), Some(Rule::OlderView));
         // Still followed: what is known is no worse for it.
         assert!(view(&mut known).usable(&config, &config.clusters[0], at(2_000)).is_ok());
+    }
+
+    #[test]
+    fn a_read_of_an_older_consensus_term_is_refused() {
+        let config = config();
+        let mut known = observed(&config, at(1_000));
+        let isolated = StoreRead { raft_term: 1, ..read(99, at(1_900), keys(2)) };
+        view(&mut known).observe_read(&config, at(2_000), isolated);
+        assert_eq!(leader(&mut known), Some("pg1".into()));
+        assert_eq!(view(&mut known).candidate.as_ref().map(|c| c.reason.rule), Some(Rule::OlderView));
     }
 
     #[test]

@@ -52,6 +52,15 @@ impl Agent {
         let refused = view.candidate.as_ref().map(|c| c.reason.clone());
         let topology = &view.topology;
         let mut problems = topology.problems.clone();
+        if view.is_nowhere() {
+            problems.push(nowhere(cluster, &view.beside));
+        }
+        let groups: Vec<String> = view.groups().iter().map(|group| format!("group = {group}")).collect();
+        if !groups.is_empty() {
+            let name = &cluster.name;
+            problems
+                .push(format!("{name} is a Citus cluster, give one of its groups: {}", groups.join(", ")));
+        }
         if let Some((_, why)) = &view.keep_failed {
             problems.push(format!("the term could not be kept in the state folder: {why}"));
         }
@@ -263,6 +272,16 @@ impl Agent {
     }
 }
 
+/// For who followed a cluster that is not there.
+fn nowhere(cluster: &ClusterConfig, beside: &[String]) -> String {
+    let there = match beside {
+        [] => String::from("nor anything else that we may see"),
+        list => format!("it has {}", list.join(", ")),
+    };
+    let name = &cluster.name;
+    format!("the store holds no key of cluster {name}; {there}: are scope, namespace and group right?")
+}
+
 fn millis(now: Time, seen: Time) -> u64 {
     u64::try_from(now.since(seen).as_millis()).unwrap_or(u64::MAX)
 }
@@ -289,5 +308,43 @@ fn member_line(view: &ClusterView, topology: &Topology, member: &Member) -> Memb
         lag: (!leads && same_timeline).then(|| lag(topology, member, replayed)).flatten(),
         version: member.version.clone(),
         tags: member.tags.iter().map(|(tag, value): (&String, &String)| format!("{tag}={value}")).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::{Event, Restored, StoreRead};
+    use crate::example::{at, config, keys, read};
+    use crate::patroni::Keys;
+
+    #[test]
+    fn a_cluster_that_is_nowhere_is_told_with_what_is_there() {
+        let mut agent = Agent::new(config(), Restored::default(), at(0));
+        assert_eq!(agent.status(at(1)).clusters[0].problems, Vec::<String>::new(), "nobody has answered yet");
+        let mut problems = |read| {
+            agent.handle(at(5), Event::StoreRead { cluster: "main".into(), read });
+            agent.status(at(5)).clusters[0].problems.clone()
+        };
+        let beside = vec!["/service/mine".into(), "/service/other".into()];
+        let right = "are scope, namespace and group right?";
+        assert_eq!(
+            problems(StoreRead { beside, ..read(10, at(1), Keys::new()) }),
+            [format!(
+                "the store holds no key of cluster main; it has /service/mine, /service/other: {right}"
+            )]
+        );
+        assert_eq!(
+            problems(read(11, at(2), Keys::new())),
+            [format!("the store holds no key of cluster main; nor anything else that we may see: {right}")]
+        );
+        assert_eq!(problems(read(12, at(3), keys(1))), Vec::<String>::new());
+        let groups = keys(1)
+            .into_iter()
+            .flat_map(|(key, value)| [0, 1].map(|group| (format!("{group}/{key}"), value.clone())));
+        assert_eq!(
+            problems(read(13, at(4), groups.collect())),
+            ["main is a Citus cluster, give one of its groups: group = 0, group = 1"]
+        );
     }
 }

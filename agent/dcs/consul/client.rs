@@ -1,16 +1,14 @@
-//! Consul's HTTP API at one endpoint after the other: the first that answers is asked first the next time.
+//! Consul's HTTP API at one endpoint.
 
 use super::{ConsulConfig, DEADLINE};
+use crate::dcs::failover::{Failure, Open};
+use crate::dcs::handshake::{self, TlsFiles};
 use crate::{files, https};
 use reqwest::header::HeaderValue;
 use reqwest::{Client, Method, Url};
 use serde::de::DeserializeOwned;
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::Duration;
-use tokio::time::timeout;
+use std::sync::{Arc, OnceLock};
 
 /// Longer answers are refused, in bytes.
 const ANSWER_LIMIT: usize = 16 << 20;
@@ -20,187 +18,43 @@ const SHOWN: usize = 200;
 const INDEX: &str = "x-consul-index";
 const TOKEN: &str = "x-consul-token";
 
-/// The clients of all endpoints. Endpoints are numbers, in the order of the configuration.
-pub(super) struct Clients {
-    config: ConsulConfig,
-    doors: Mutex<Vec<Option<Door>>>,
-    /// Endpoint that the next request begins with.
-    first: AtomicUsize,
-}
+impl Open for ConsulConfig {
+    type Client = Door;
 
-/// An answer and where it came from.
-pub(super) struct Answered<T> {
-    pub(super) answer: T,
-    pub(super) endpoint: usize,
-    /// Another endpoint that was asked before may do the same, now or later.
-    pub(super) unsure: bool,
-}
-
-/// Why there is no answer.
-#[derive(Debug)]
-pub(super) struct Failure {
-    pub(super) why: String,
-    /// What was asked for may have been done, or may be done later.
-    pub(super) unsure: bool,
-    /// What a refusal was answered with.
-    code: Option<u16>,
-    /// The connection is at fault, not Consul: a new one may do.
-    broken: bool,
-}
-
-impl Failure {
-    /// Nothing was done.
-    pub(super) fn sure(why: impl Into<String>) -> Self {
-        Failure { why: why.into(), unsure: false, code: None, broken: false }
+    fn endpoints(&self) -> &[String] {
+        &self.endpoints
     }
 
-    pub(super) fn unsure(why: impl Into<String>) -> Self {
-        Failure { why: why.into(), unsure: true, code: None, broken: false }
+    fn secret(&self) -> Option<&Path> {
+        self.token_file.as_deref()
     }
 
-    /// The endpoint answered, and we may not know.
-    pub(super) fn is_forbidden(&self) -> bool {
-        self.code == Some(403)
+    fn tls_files(&self) -> TlsFiles<'_> {
+        let ConsulConfig { tls_ca, tls_cert, tls_key, .. } = self;
+        TlsFiles { ca: tls_ca.as_deref(), cert: tls_cert.as_deref(), key: tls_key.as_deref() }
     }
 
-    /// An answer that says no. Whoever says one of these has done nothing.
-    fn refused(code: u16, body: &[u8]) -> Self {
-        let said = shown(body);
-        let advice = if code == 403 { " (is the token of token_file the right one?)" } else { "" };
-        let nobody = ["No cluster leader", "No known Consul servers"];
-        let harmless = (400..500).contains(&code) || nobody.iter().any(|text| said.contains(text));
-        let why = format!("it answered {code}: {said}{advice}");
-        Failure { why, unsure: !harmless, code: Some(code), broken: false }
+    async fn look_again(&self, endpoint: &str) -> Option<String> {
+        let url =
+            https::address(endpoint, self.tls_ca.is_some()).ok().filter(|url| url.scheme() == "https")?;
+        handshake::objection(url.host_str()?, url.port_or_known_default()?, self.tls_files()).await
+    }
+
+    async fn open(&self, endpoint: &str) -> Result<Door, Failure> {
+        self.door(endpoint).map_err(Failure::sure)
     }
 }
 
-impl From<reqwest::Error> for Failure {
-    fn from(error: reqwest::Error) -> Self {
-        // Who is not connected has asked for nothing, and another connection would not come about either.
-        let broken = !error.is_connect();
-        Failure { why: https::words(&error), unsure: broken, code: None, broken }
-    }
-}
-
-impl Clients {
-    pub(super) fn new(config: ConsulConfig) -> Self {
-        let doors = Mutex::new(vec![None; config.endpoints.len()]);
-        Clients { config, doors, first: AtomicUsize::new(0) }
-    }
-
-    pub(super) fn name(&self, endpoint: usize) -> &str {
-        self.config.endpoints.get(endpoint).map_or("?", String::as_str)
-    }
-
-    /// Asks one endpoint after the other until one answers, each for so long, and begins with the one that answered last.
-    /// The failure names them all.
-    pub(super) async fn ask<T, F>(
-        &self,
-        deadline: Duration,
-        ask: impl Fn(Door) -> F,
-    ) -> Result<Answered<T>, Failure>
-    where
-        F: Future<Output = Result<T, Failure>>,
-    {
-        let count = self.config.endpoints.len();
-        let first = self.first.load(Ordering::Relaxed);
-        let mut failures = Vec::new();
-        let mut unsure = false;
-        for endpoint in (0..count).map(|n| (first + n) % count) {
-            let silent = || Err(Failure::unsure(format!("silent for {} ms", deadline.as_millis())));
-            let asked = timeout(deadline, self.ask_at(endpoint, &ask, &mut unsure)).await;
-            match asked.unwrap_or_else(|_| silent()) {
-                Ok(answer) => {
-                    self.first.store(endpoint, Ordering::Relaxed);
-                    return Ok(Answered { answer, endpoint, unsure });
-                }
-                Err(failure) => {
-                    self.keep(endpoint, None);
-                    unsure |= failure.unsure;
-                    let why = failure.why;
-                    failures.push(format!("{}: {why}{}", self.name(endpoint), self.advice(&why)));
-                }
-            }
-        }
-        Err(Failure { why: failures.join("; "), unsure, code: None, broken: false })
-    }
-
-    /// Asks one endpoint. The kept connection may have ended while nobody looked: then it is asked again on a new one.
-    async fn ask_at<T, F>(
-        &self,
-        endpoint: usize,
-        ask: impl Fn(Door) -> F,
-        unsure: &mut bool,
-    ) -> Result<T, Failure>
-    where
-        F: Future<Output = Result<T, Failure>>,
-    {
-        if let Some(door) = self.kept(endpoint) {
-            match ask(door).await {
-                Err(failure) if failure.broken => *unsure |= failure.unsure,
-                answer => return answer,
-            }
-            self.keep(endpoint, None);
-        }
-        let door = self.open(endpoint).map_err(Failure::sure)?;
-        let answer = ask(door.clone()).await?;
-        // A new one is kept only after it has proved itself by an answer.
-        self.keep(endpoint, Some(door));
-        Ok(answer)
-    }
-
-    /// Begin the next request elsewhere.
-    pub(super) fn avoid(&self, endpoint: usize) {
-        self.keep(endpoint, None);
-        let next = (endpoint + 1) % self.config.endpoints.len().max(1);
-        let _ = self.first.compare_exchange(endpoint, next, Ordering::Relaxed, Ordering::Relaxed);
-    }
-
-    /// The client of an endpoint.
-    pub(super) fn door(&self, endpoint: usize) -> Result<Door, String> {
-        self.kept(endpoint).map_or_else(|| self.open(endpoint), Ok)
-    }
-
-    /// The one that is kept, unless what it was made of has changed on disk.
-    fn kept(&self, endpoint: usize) -> Option<Door> {
-        let door = self.doors().get(endpoint).cloned().flatten()?;
-        (door.made_of == self.files()).then_some(door)
-    }
-
-    fn doors(&self) -> MutexGuard<'_, Vec<Option<Door>>> {
-        self.doors.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn keep(&self, endpoint: usize, door: Option<Door>) {
-        if let Some(place) = self.doors().get_mut(endpoint) {
-            *place = door;
-        }
-    }
-
-    /// What certificates, key and token look like from outside.
-    fn files(&self) -> Vec<Look> {
-        let ConsulConfig { tls_ca, tls_cert, tls_key, token_file, .. } = &self.config;
-        [tls_ca, tls_cert, tls_key, token_file].map(|path| path.as_deref().and_then(look)).into()
-    }
-
-    fn open(&self, endpoint: usize) -> Result<Door, String> {
-        let made_of = self.files();
-        let ConsulConfig { tls_ca, tls_cert, tls_key, token_file, .. } = &self.config;
-        let name = self.name(endpoint);
-        let scheme = if tls_ca.is_some() { "https" } else { "http" };
-        let address = if name.contains("://") { name.to_owned() } else { format!("{scheme}://{name}") };
-        let base = Url::parse(&address).map_err(|e| format!("this is no address: {e}"))?;
+impl ConsulConfig {
+    fn door(&self, name: &str) -> Result<Door, String> {
+        let ConsulConfig { tls_ca, tls_cert, tls_key, token_file, .. } = self;
+        let base = https::address(name, tls_ca.is_some())?;
         let client = https::builder(tls_ca.as_deref(), tls_cert.as_deref(), tls_key.as_deref())?
             .connect_timeout(DEADLINE)
             .build()
             .map_err(|e| format!("no HTTP client: {}", https::words(&e)))?;
         let token = token_file.as_deref().map(read_token).transpose()?;
-        Ok(Door { client, base, token, made_of, datacenter: Arc::default() })
-    }
-
-    fn advice(&self, why: &str) -> &'static str {
-        let untrusted = self.config.tls_ca.is_none() && why.contains("UnknownIssuer");
-        if untrusted { " (no certificate is trusted without tls_ca)" } else { "" }
+        Ok(Door { client, base, token, datacenter: Arc::default() })
     }
 }
 
@@ -212,21 +66,30 @@ fn read_token(path: &Path) -> Result<HeaderValue, String> {
     Ok(token)
 }
 
-/// Changes whenever a file is written or replaced: time, length, and which file it is.
-type Look = Option<(i64, i64, u64, u64)>;
+/// An answer that says no. Whoever says one of these has done nothing.
+fn refused(code: u16, body: &[u8]) -> Failure {
+    let said = shown(body);
+    let advice = if code == 403 { " (is the token of token_file the right one?)" } else { "" };
+    let nobody = ["No cluster leader", "No known Consul servers"];
+    let harmless = (400..500).contains(&code) || nobody.iter().any(|text| said.contains(text));
+    let why = format!("it answered {code}: {said}{advice}");
+    Failure { why, unsure: !harmless, forbidden: code == 403, ..Failure::default() }
+}
 
-fn look(path: &Path) -> Look {
-    let meta = std::fs::metadata(path).ok()?;
-    Some((meta.mtime(), meta.mtime_nsec(), meta.len(), meta.ino()))
+impl From<reqwest::Error> for Failure {
+    fn from(error: reqwest::Error) -> Self {
+        // Who is not connected has asked for nothing, and another connection would not come about either.
+        let broken = !error.is_connect();
+        Failure { why: https::words(&error), unsure: broken, broken, ..Failure::default() }
+    }
 }
 
 /// The client of one endpoint.
 #[derive(Clone)]
-pub(super) struct Door {
+pub(in crate::dcs) struct Door {
     client: Client,
     base: Url,
     token: Option<HeaderValue>,
-    made_of: Vec<Look>,
     /// The datacenter behind it, once it was asked for; none: it does not tell us.
     pub(super) datacenter: Arc<OnceLock<Option<String>>>,
 }
@@ -298,7 +161,7 @@ impl Door {
         }
         match code {
             200 | 404 | 409 => Ok(Answer { code, index, body }),
-            _ => Err(Failure::refused(code, &body)),
+            _ => Err(refused(code, &body)),
         }
     }
 
@@ -339,8 +202,7 @@ mod tests {
     use super::*;
 
     fn door() -> Door {
-        let config = ConsulConfig { endpoints: vec!["http://[::1]:8500".into()], ..ConsulConfig::default() };
-        Clients::new(config).door(0).unwrap()
+        ConsulConfig::default().door("http://[::1]:8500").unwrap()
     }
 
     #[test]

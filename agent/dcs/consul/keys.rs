@@ -1,7 +1,8 @@
 //! Our own keys in Consul, for the publisher: a session holds them, and takes them with it when it ends.
 
-use super::client::{Answered, Clients, Door, Failure};
+use super::client::Door;
 use super::{BASE64, ConsulConfig, DEADLINE, duration, without_slash};
+use crate::dcs::failover::{Answered, Clients, Failure};
 use crate::dcs::publish::{Change, Done, Kept, KeyStore, WriteError};
 use base64::Engine;
 use serde::Deserialize;
@@ -20,7 +21,7 @@ const TRIES: u32 = 5;
 /// The keys below one prefix.
 pub(in crate::dcs) struct ConsulKeys {
     prefix: String,
-    clients: Clients,
+    clients: Clients<ConsulConfig>,
 }
 
 /// What is to become of a key.

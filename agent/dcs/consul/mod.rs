@@ -8,11 +8,13 @@ mod watch;
 
 pub(super) use keys::ConsulKeys;
 
+use super::beside;
+use super::failover::{Answered, Clients, Failure};
 use super::follow::{Reading, Store, WatchEnd};
 use crate::clock;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
-use client::{Answered, Clients, Door, Failure};
+use client::Door;
 use pgsquire_core::event::StoreRead;
 use pgsquire_core::patroni::{Keys, StoredValue};
 use serde::Deserialize;
@@ -100,7 +102,7 @@ async fn list(door: &Door, prefix: &str, questions: &[(&str, &str)]) -> Result<L
 /// The keys below one prefix, for a follower.
 pub(super) struct Consul {
     prefix: String,
-    clients: Clients,
+    clients: Clients<ConsulConfig>,
     /// The datacenter as one of the endpoints told it.
     datacenter: Mutex<Option<String>>,
 }
@@ -130,7 +132,24 @@ impl Consul {
         };
         let revision = before.max(listing.index);
         let store = self.identity(&door).await?;
-        Ok(StoreRead { store, raft_term: 0, revision, keys: listing.keys, leader_ttl, started })
+        let beside = if listing.keys.is_empty() { self.beside(&door).await } else { Vec::new() };
+        Ok(StoreRead { store, raft_term: 0, revision, keys: listing.keys, leader_ttl, beside, started })
+    }
+
+    /// Where there are keys, if there are none of ours: Consul tells those that we may read.
+    async fn beside(&self, door: &Door) -> Vec<String> {
+        for folder in beside::folders(&self.prefix) {
+            let path = format!("v1/kv/{folder}");
+            let Ok(answer) = door.get(&path, &[("keys", ""), ("separator", "/")]).await else { break };
+            let folders = answer.json::<Vec<String>>().unwrap_or_default();
+            let names = folders.iter().filter_map(|path| path.strip_suffix('/'));
+            let names = names.filter(|path| beside::counts(path.strip_prefix(folder).unwrap_or_default()));
+            let found: Vec<String> = names.take(beside::MANY).map(str::to_owned).collect();
+            if !found.is_empty() {
+                return found;
+            }
+        }
+        Vec::new()
     }
 
     /// Names the store whose revisions can be compared: the datacenter, for one datacenter is one set of servers with one
@@ -170,7 +189,7 @@ async fn datacenter(door: &Door) -> Result<Option<String>, Failure> {
     }
     match door.get("v1/agent/self", &[]).await {
         Ok(answer) => Ok(Some(answer.json::<Agent>()?.config.datacenter)),
-        Err(failure) if failure.is_forbidden() => Ok(None),
+        Err(failure) if failure.forbidden => Ok(None),
         Err(failure) => Err(failure),
     }
 }
@@ -189,7 +208,7 @@ async fn time_to_live(door: &Door, session: &str) -> Result<Option<Duration>, Fa
     }
     let answer = match door.get(&format!("v1/session/info/{session}"), &[("consistent", "")]).await {
         Ok(answer) => answer,
-        Err(failure) if failure.is_forbidden() => {
+        Err(failure) if failure.forbidden => {
             tracing::warn!("Consul does not let us ask for the session of the leader key: {}", failure.why);
             return Ok(None);
         }
@@ -242,7 +261,7 @@ impl Store for Consul {
             let why = format!("Consul at {name} cannot be watched for {}: {why}", self.prefix);
             WatchEnd { why, endpoint_failed: true }
         };
-        let door = self.clients.door(after.endpoint).map_err(failed)?;
+        let door = self.clients.client(after.endpoint).await.map_err(|e| failed(e.why))?;
         Ok(ConsulWatch::new(door, name, self.prefix.clone(), &after.read))
     }
 

@@ -1,8 +1,9 @@
 //! A watch of one prefix at one endpoint: a blocking query after the other, and a short question beside them. A query may
 //! be silent for as long as nothing changes, so only the question tells a quiet endpoint from a frozen one.
 
-use super::client::{Door, Failure};
+use super::client::Door;
 use super::{DEADLINE, Listing, list};
+use crate::dcs::failover::Failure;
 use crate::dcs::follow::{Watch, WatchEnd};
 use pgsquire_core::event::{StoreChange, StoreRead};
 use std::collections::BTreeMap;
@@ -174,7 +175,7 @@ async fn has_leader(door: Door) -> Result<bool, Failure> {
     let answer = timeout(DEADLINE, door.get("v1/status/leader", &[])).await;
     let silent = |_| Failure::unsure(format!("silent for {} s", DEADLINE.as_secs()));
     match answer.map_err(silent)? {
-        Err(failure) if failure.is_forbidden() => Ok(true),
+        Err(failure) if failure.forbidden => Ok(true),
         answer => Ok(!answer?.json::<String>()?.is_empty()),
     }
 }

@@ -1,7 +1,7 @@
 //! Our own keys in etcd, for the publisher.
 
-use super::clients::{Answered, Clients, Failure};
 use super::{DEADLINE, EtcdConfig};
+use crate::dcs::failover::{Answered, Clients, Failure};
 use crate::dcs::publish::{Change, Done, Kept, KeyStore, WriteError};
 use etcd_client::{Client, Compare, CompareOp, DeleteOptions, Error, PutOptions, Txn, TxnOp};
 use std::time::Duration;
@@ -12,7 +12,7 @@ const PATIENCE: Duration = Duration::from_millis(500);
 /// The keys below one prefix.
 pub(in crate::dcs) struct EtcdKeys {
     prefix: String,
-    clients: Clients,
+    clients: Clients<EtcdConfig>,
 }
 
 impl EtcdKeys {

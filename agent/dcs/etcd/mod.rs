@@ -1,14 +1,16 @@
 //! etcd, version 3 of its API.
 
-mod clients;
+mod client;
 mod keys;
 
 pub(super) use keys::EtcdKeys;
 
+use super::beside;
+use super::failover::{Answered, Clients, Failure};
 use super::follow::{Reading, Store, Watch, WatchEnd};
 use crate::clock;
-use clients::{Answered, Clients, Failure, words};
-use etcd_client::{Client, Error, GetOptions, WatchOptions, WatchResponse, WatchStream};
+use client::words;
+use etcd_client::{Client, Error, GetOptions, KvClient, WatchOptions, WatchResponse, WatchStream};
 use pgsquire_core::event::{StoreChange, StoreRead};
 use pgsquire_core::patroni::{Keys, StoredValue};
 use std::path::PathBuf;
@@ -17,6 +19,8 @@ use tokio::time::timeout;
 
 /// An endpoint that has not answered by then is passed over.
 pub const DEADLINE: Duration = Duration::from_secs(2);
+/// Longer answers are refused, in bytes.
+const ANSWER_LIMIT: usize = 16 << 20;
 
 /// How to reach etcd.
 #[derive(Debug, Clone, Default)]
@@ -31,14 +35,14 @@ pub struct EtcdConfig {
     pub tls_key: Option<PathBuf>,
     /// User, where etcd asks for one.
     pub username: Option<String>,
-    /// Holds the user's password. Certificates, key and password are read again for each new connection.
+    /// Holds the user's password. Certificates, key and password are read again when they change.
     pub password_file: Option<PathBuf>,
 }
 
 /// The keys below one prefix, for a follower.
 pub(super) struct Etcd {
     prefix: String,
-    clients: Clients,
+    clients: Clients<EtcdConfig>,
 }
 
 impl Etcd {
@@ -49,7 +53,7 @@ impl Etcd {
     async fn read_with(&self, mut client: Client) -> Result<StoreRead, Failure> {
         let started = clock::now();
         let below = GetOptions::new().with_prefix();
-        let answer = client.get(self.prefix.as_str(), Some(below)).await?;
+        let answer = reader(&client).get(self.prefix.as_str(), Some(below)).await?;
         let header = answer.header().ok_or_else(|| Failure::unsure("its answer has no header"))?;
         let mut keys = Keys::new();
         let mut lease = 0;
@@ -66,13 +70,53 @@ impl Etcd {
         let leader_ttl = time_to_live(&mut client, lease).await?;
         let (store, raft_term, revision) =
             (store_id(header.cluster_id()), header.raft_term(), positive(header.revision()));
-        Ok(StoreRead { store, raft_term, revision, keys, leader_ttl, started })
+        let beside = if keys.is_empty() { self.beside(&client).await } else { Vec::new() };
+        Ok(StoreRead { store, raft_term, revision, keys, leader_ttl, beside, started })
+    }
+
+    /// Where there are keys, if there are none of ours. One question for each name: whole clusters may stand below it.
+    async fn beside(&self, client: &Client) -> Vec<String> {
+        for folder in beside::folders(&self.prefix) {
+            let mut found = Vec::new();
+            let end = after(folder);
+            let mut from = folder.to_owned();
+            for _ in 0..beside::MANY {
+                let first = GetOptions::new().with_range(end.as_str()).with_limit(1).with_keys_only();
+                // Who may not know is not told.
+                let Ok(answer) = client.kv_client().get(from.as_str(), Some(first)).await else { break };
+                let Some(kv) = answer.kvs().first() else { break };
+                let key = String::from_utf8_lossy(kv.key());
+                let name = key.strip_prefix(folder).unwrap_or_default();
+                match name.split_once('/') {
+                    Some((name, _)) => {
+                        let path = format!("{folder}{name}");
+                        from = after(&format!("{path}/"));
+                        found.extend(beside::counts(name).then_some(path));
+                    }
+                    None => from = format!("{key}\0"),
+                }
+            }
+            if !found.is_empty() {
+                return found;
+            }
+        }
+        Vec::new()
     }
 
     fn relative(&self, key: &[u8]) -> Option<String> {
         let key = key.strip_prefix(self.prefix.as_bytes())?;
         Some(String::from_utf8_lossy(key).into_owned())
     }
+}
+
+/// The first key behind all that begin with this, which ends with a slash.
+fn after(folder: &str) -> String {
+    format!("{}0", folder.strip_suffix('/').unwrap_or(folder))
+}
+
+/// The library gives up on an answer of more than 4 MB.
+fn reader(client: &Client) -> KvClient {
+    client.kv_client().max_decoding_message_size(ANSWER_LIMIT)
 }
 
 /// What is left of the lease when asked now, in whole seconds rounded down; none: it has none, it is gone, or we may
@@ -116,8 +160,9 @@ impl Store for Etcd {
         };
         let start = i64::try_from(after.read.revision).unwrap_or(i64::MAX).saturating_add(1);
         let options = WatchOptions::new().with_prefix().with_start_revision(start);
-        let mut client = self.clients.client(after.endpoint).await.map_err(|e| failed(e.why))?;
-        let stream = timeout(DEADLINE, client.watch(self.prefix.as_str(), Some(options)))
+        let client = self.clients.client(after.endpoint).await.map_err(|e| failed(e.why))?;
+        let mut watcher = client.watch_client().max_decoding_message_size(ANSWER_LIMIT);
+        let stream = timeout(DEADLINE, watcher.watch(self.prefix.as_str(), Some(options)))
             .await
             .map_err(|_| failed(format!("silent for {} s", DEADLINE.as_secs())))?
             .map_err(|e| failed(words(&e)))?;

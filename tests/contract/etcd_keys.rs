@@ -1,12 +1,12 @@
 //! The publisher and the follower of our own keys against real etcd servers.
 
-use crate::etcd::Cluster;
+use crate::etcd_server::Cluster;
 use crate::processes::{PATIENCE, free_port, until};
+use crate::store::{self, ANSWER, lease_word, pairs, publish, put};
 use crate::worker::Worker;
 use etcd_client::{Client, GetOptions};
 use nix::sys::signal::Signal;
-use pgsquire::dcs::{self, PublisherConfig, StoreConfig, WorkerConfig, etcd::EtcdConfig};
-use pgsquire_core::effect::Order;
+use pgsquire::dcs::{StoreConfig, etcd::EtcdConfig};
 use pgsquire_core::event::{Event, Outcome};
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -15,46 +15,17 @@ use tokio::time::{Instant, timeout};
 const PREFIX: &str = "/pgsquire/service/main/";
 const SHORT: Duration = Duration::from_secs(2);
 const LONG: Duration = Duration::from_secs(60);
-/// Orders are answered within this, and a test may be late by a little.
-const ANSWER: Duration = Duration::from_millis(2_000);
 
-fn config(store: StoreConfig) -> WorkerConfig {
-    WorkerConfig { cluster: "main".into(), prefix: dcs::own_prefix("/service/", "main", None), store }
-}
-
-fn etcd(endpoints: Vec<String>) -> StoreConfig {
+fn store(endpoints: Vec<String>) -> StoreConfig {
     StoreConfig::Etcd(EtcdConfig { endpoints, ..EtcdConfig::default() })
 }
 
 fn publisher(endpoints: Vec<String>, ttl: Duration) -> Worker {
-    publish_into(etcd(endpoints), ttl)
+    store::publisher(store(endpoints), ttl)
 }
 
 fn follower(endpoints: Vec<String>) -> Worker {
-    follow_in(etcd(endpoints))
-}
-
-/// A publisher into any store.
-pub fn publish_into(store: StoreConfig, ttl: Duration) -> Worker {
-    let config = PublisherConfig { worker: config(store), ttl };
-    Worker::start(64, |orders, events, stop| dcs::run_publisher(config, orders, events, stop))
-}
-
-/// A follower of our own keys in any store.
-pub fn follow_in(store: StoreConfig) -> Worker {
-    let config = config(store);
-    Worker::start(64, |_orders, events, stop| dcs::run_peers(config, events, stop))
-}
-
-/// The order to publish these leased keys.
-pub fn publish(keys: &[(&str, &str)]) -> Order {
-    let keys = keys.iter().map(|(key, value)| ((*key).into(), value.as_bytes().into())).collect();
-    Order::Publish { cluster: "main".into(), keys }
-}
-
-/// The order to put a key without a lease.
-pub fn put(key: &str, value: Option<&str>) -> Order {
-    Order::PutKey { cluster: "main".into(), key: key.into(), value: value.map(Into::into) }
+    store::peers(store(endpoints))
 }
 
 /// Key -> value, lease and revision, as another client reads them.
@@ -69,21 +40,6 @@ async fn stored(etcd: &mut Client) -> BTreeMap<String, (String, i64, i64)> {
 
 async fn values(etcd: &mut Client) -> Vec<(String, String)> {
     stored(etcd).await.into_iter().map(|(key, (value, ..))| (key, value)).collect()
-}
-
-/// Keys and values.
-pub fn pairs(list: &[(&str, &str)]) -> Vec<(String, String)> {
-    list.iter().map(|(key, value)| ((*key).into(), (*value).into())).collect()
-}
-
-/// The next word about the lease: its time to live, or none.
-pub async fn lease_word(publisher: &mut Worker) -> Option<Duration> {
-    loop {
-        if let Event::LeaseKept { cluster, lease } = publisher.next().await {
-            assert_eq!(cluster, "main");
-            return lease.map(|(_, ttl)| ttl);
-        }
-    }
 }
 
 #[tokio::test]
@@ -127,41 +83,7 @@ async fn exactly_the_ordered_keys_are_there_and_one_order_is_one_revision() {
 #[tokio::test]
 async fn our_own_follower_sees_puts_and_deletes() {
     let cluster = Cluster::start(1).await;
-    puts_and_deletes_are_seen(etcd(cluster.endpoints(&[0]))).await;
-}
-
-/// What is published into a store is seen by its follower.
-pub async fn puts_and_deletes_are_seen(store: StoreConfig) {
-    let mut follower = follow_in(store.clone());
-    let Event::PeersRead { read, .. } = follower.next().await else { panic!("it reads first") };
-    assert!(read.keys.is_empty() && read.leader_ttl.is_none());
-    let mut publisher = publish_into(store, LONG);
-    // A full read in between may be the one to tell.
-    let mut key = async |wanted: Option<&str>| loop {
-        match follower.next().await {
-            Event::PeersRead { read, .. } => {
-                let value = read.keys.get("poolers/a").map(|stored| stored.value.as_slice());
-                if value == wanted.map(str::as_bytes) {
-                    return;
-                }
-            }
-            Event::PeersChanged { change, .. } => {
-                let (key, value) = &change.changes[0];
-                assert_eq!(key, "poolers/a");
-                let value = value.as_ref().map(|stored| stored.value.as_slice());
-                assert_eq!(value, wanted.map(str::as_bytes));
-                return;
-            }
-            other => panic!("{other:?}"),
-        }
-    };
-    for wanted in ["1", "2"] {
-        assert_eq!(publisher.outcome(publish(&[("poolers/a", wanted)])).await, Outcome::Done);
-        key(Some(wanted)).await;
-    }
-    publisher.stop().await;
-    key(None).await;
-    follower.stop().await;
+    store::puts_and_deletes_are_seen(store(cluster.endpoints(&[0]))).await;
 }
 
 #[tokio::test]
