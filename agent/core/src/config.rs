@@ -63,6 +63,19 @@ impl Route {
     }
 }
 
+/// Where the truth about a cluster comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Truth {
+    /// Patroni's store. The agents talk to each other in it.
+    Store,
+    /// The members' REST API alone. No agent hears of another one: nothing drains, nobody gives a fence its word.
+    Members {
+        /// How many hosts ask them, this one included, as the operator says.
+        pollers: u32,
+    },
+}
+
 /// One Patroni cluster that this agent follows.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct ClusterConfig {
@@ -70,6 +83,15 @@ pub struct ClusterConfig {
     pub name: String,
     /// A fact older than this is unknown.
     pub max_fact_age: Duration,
+    /// Where the truth comes from.
+    pub truth: Truth,
+}
+
+impl ClusterConfig {
+    /// Whether agents can talk to each other about it: there is a store.
+    pub fn has_store(&self) -> bool {
+        self.truth == Truth::Store
+    }
 }
 
 /// One PgBouncer process on this host.

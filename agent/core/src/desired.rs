@@ -5,7 +5,7 @@ use crate::leader::{WritableLeader, term_kept, writable_leader};
 use crate::observed::{ClusterView, Observed};
 use crate::rule::{Reason, Rule};
 use crate::time::{Human, Time};
-use crate::topology::{Endpoint, Topology};
+use crate::topology::{Endpoint, Member, Topology};
 use alloc::collections::BTreeMap;
 use alloc::format;
 use alloc::string::{String, ToString};
@@ -81,6 +81,7 @@ pub(crate) struct ClusterPlan<'a> {
     pub(crate) config: &'a Config,
     observed: &'a Observed,
     pub(crate) view: &'a ClusterView,
+    has_store: bool,
     pub(crate) now: Time,
     pub(crate) topology: Result<&'a Topology, Reason>,
     pub(crate) primary: Result<WritableLeader, Reason>,
@@ -91,7 +92,8 @@ impl<'a> ClusterPlan<'a> {
         let view = &observed.clusters[&cluster.name];
         let primary = writable_leader(config, cluster, observed, now)
             .and_then(|leader| term_kept(config, view).map(|()| leader));
-        ClusterPlan { config, observed, view, now, topology: view.usable(config, cluster, now), primary }
+        let topology = view.usable(config, cluster, now);
+        ClusterPlan { config, observed, view, has_store: cluster.has_store(), now, topology, primary }
     }
 
     fn decide(&self, asked: &Asked<'_>) -> Decision {
@@ -126,9 +128,21 @@ impl<'a> ClusterPlan<'a> {
         let waits = asked.facts.waits(asked.pooler) || !self.config.mutants.obey(Rule::PointAhead);
         let former = self.view.leaving.as_ref().filter(|_| waits)?;
         let member = self.topology.as_ref().ok()?.leader_member().filter(|member| member.name != *former)?;
+        if self.is_behind(member) {
+            return None;
+        }
         let text = format!("{} is about to be promoted: the pools that wait lead there already", member.name);
         let target = one(&member.name, member.endpoint.as_ref()?);
         Some(Decision { target: Some(target), reason: Reason::new(Rule::PointAhead, text) })
+    }
+
+    /// A store hands its leader key out in order. Where the members alone are asked, one that still says it leads may be on
+    /// a timeline that is over.
+    fn is_behind(&self, member: &Member) -> bool {
+        let known = self.view.term.as_ref().and_then(|term| term.timeline);
+        !self.has_store
+            && member.timeline.is_some_and(|own| Some(own) < known)
+            && self.config.mutants.obey(Rule::TermTimeline)
     }
 
     /// Nowhere: what is unknown moves nothing.

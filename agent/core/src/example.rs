@@ -1,6 +1,8 @@
 //! A small cluster for the unit tests: pg1 leads, pg2 and pg3 follow, and one pooler has a write and a read route.
 
-use crate::config::{ClusterConfig, Config, LocalConfig, Mode, PoolerConfig, Route, RouteTo, SwitchConfig};
+use crate::config::{
+    ClusterConfig, Config, LocalConfig, Mode, PoolerConfig, Route, RouteTo, SwitchConfig, Truth,
+};
 use crate::event::StoreRead;
 use crate::observed::{ClusterView, Observed};
 use crate::patroni::{Keys, MemberStatus, StoredValue, read_member_status};
@@ -28,7 +30,12 @@ pub fn config() -> Config {
     Config {
         node: "pool".into(),
         mode: Mode::Enforce,
-        clusters: [ClusterConfig { name: "main".into(), max_fact_age: Duration::from_secs(10) }].into(),
+        clusters: [ClusterConfig {
+            name: "main".into(),
+            max_fact_age: Duration::from_secs(10),
+            truth: Truth::Store,
+        }]
+        .into(),
         local: None,
         poolers: [PoolerConfig { name: "p".into(), ini: "/p.ini".into(), routes: BTreeMap::from(routes) }]
             .into(),

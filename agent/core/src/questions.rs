@@ -1,8 +1,9 @@
 //! Which facts are due, and when the next ones will be.
 
-use crate::config::{ClusterConfig, Config, RouteTo};
+use crate::config::{ClusterConfig, Config, RouteTo, Truth};
 use crate::effect::Order;
 use crate::observed::{ClusterView, Observed};
+use crate::rest::api_base;
 use crate::rule::{Reason, Rule};
 use crate::switch::SwitchState;
 use crate::switch::before_stop::Step;
@@ -38,6 +39,8 @@ const PATIENT_PAUSE: Duration = Duration::from_millis(250);
 const SHORTEST_STORE_PAUSE: Duration = Duration::from_millis(250);
 /// … to the local one, while a hook waits for its answer.
 const HOOK_PAUSE: Duration = Duration::from_millis(5);
+/// More agents than twice this many are not made room for: by then every pause is the longest.
+const CROWD: u32 = 1000;
 /// A question without an answer for this long is put again.
 const LOST_AFTER: Duration = Duration::from_secs(6);
 
@@ -179,8 +182,14 @@ fn members_to_ask(
     let mut pauses: BTreeMap<&str, (Duration, &str)> = BTreeMap::new();
     let topology = &view.topology;
     // Many agents ask one Patroni.
-    let live = switch.map_or(0, |state| state.view.peers.poolers.len());
-    let crowd = u32::try_from(live / 2).unwrap_or(1).max(1);
+    let live = match cluster.truth {
+        Truth::Store => {
+            let live = switch.map_or(0, |state| state.view.peers.poolers.len());
+            u32::try_from(live).unwrap_or(u32::MAX)
+        }
+        Truth::Members { pollers } => pollers,
+    };
+    let crowd = (live / 2).clamp(1, CROWD);
     let hold = switch.and_then(|state| state.hold.as_ref());
     let routed = config.routes_into(&cluster.name).any(|r| r.is_write() || r.to == RouteTo::Any);
     let has_lag_limit = config.routes_into(&cluster.name).any(|r| r.max_lag.is_some());
@@ -227,7 +236,7 @@ fn members_to_ask(
             order: Order::AskMember {
                 cluster: cluster.name.clone(),
                 member: member.name.clone(),
-                url: api_base(url),
+                url: api_base(url).to_string(),
             },
             reason: Reason::new(Rule::WritableLeader, format!("{}: {why}", member.name)),
         });
@@ -247,24 +256,5 @@ fn local_patroni_pause(switch: Option<&SwitchState>) -> Duration {
         Some(Step::Checking) => HOOK_PAUSE,
         Some(Step::Over { .. }) => PATIENT_PAUSE,
         _ => MEMBER_PAUSE,
-    }
-}
-
-/// `http://10.0.0.1:8008/patroni` -> `http://10.0.0.1:8008`.
-fn api_base(url: &str) -> String {
-    let start = url.find("://").map_or(0, |i| i + 3);
-    let end = url[start..].find('/').map_or(url.len(), |i| start + i);
-    url[..end].to_string()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_base_of_an_api_url() {
-        assert_eq!(api_base("http://10.0.0.1:8008/patroni"), "http://10.0.0.1:8008");
-        assert_eq!(api_base("https://[::1]:8008"), "https://[::1]:8008");
-        assert_eq!(api_base("nonsense"), "nonsense");
     }
 }
