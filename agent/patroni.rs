@@ -105,11 +105,15 @@ async fn ask(
     url: String,
 ) -> (EffectId, Time, Result<Outcome, String>) {
     let address = question(&url);
-    let answer = get(&client, &address).await;
+    let answer = get(&client, &address).await.map(|(code, body)| Outcome::Member { code, body });
     (id, started, answer.map_err(|why| format!("member {member} gave no answer at {address}: {why}")))
 }
 
-async fn get(client: &Client, address: &str) -> Result<Outcome, String> {
+/// Code and body of what is at an address.
+///
+/// # Errors
+/// A sentence.
+pub(crate) async fn get(client: &Client, address: &str) -> Result<(u16, Vec<u8>), String> {
     let mut response = client.get(address).send().await.map_err(|e| words(&e))?;
     let code = response.status().as_u16();
     let mut body = Vec::new();
@@ -119,7 +123,7 @@ async fn get(client: &Client, address: &str) -> Result<Outcome, String> {
         }
         body.extend_from_slice(&chunk);
     }
-    Ok(Outcome::Member { code, body })
+    Ok((code, body))
 }
 
 /// Patroni publishes the address of its status page (`http://host:8008/patroni`) as its API's address.

@@ -96,6 +96,15 @@ pub enum Store {
     Etcd(EtcdSettings),
     /// Consul.
     Consul(ConsulSettings),
+    /// None: the members' REST API alone, at [`ClusterSettings::patroni_hosts`] and where those say.
+    Members(MembersSettings),
+}
+
+/// How the members are asked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MembersSettings {
+    /// How many hosts ask them, this one included.
+    pub pollers: u32,
 }
 
 /// How to reach etcd.

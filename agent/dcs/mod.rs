@@ -6,6 +6,7 @@ pub mod consul;
 pub mod etcd;
 mod follow;
 mod publish;
+pub mod rest;
 
 use crate::report::Report;
 use follow::{Prompt, Whose};

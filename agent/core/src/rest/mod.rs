@@ -179,10 +179,10 @@ impl Members {
         })
     }
 
-    /// Whether somebody answered who is not listed (yet).
-    pub fn has_stranger(&self) -> bool {
-        let Some(directory) = &self.directory else { return !self.answers.is_empty() };
-        self.answers.keys().any(|name| !directory.members.contains_key(name))
+    /// Who answered without being listed (yet).
+    pub fn strangers(&self) -> impl Iterator<Item = &str> {
+        let listed = |name: &String| self.directory.as_ref().is_some_and(|d| d.members.contains_key(name));
+        self.answers.keys().filter(move |name| !listed(name)).map(String::as_str)
     }
 
     /// The keys that a store would hold now.
