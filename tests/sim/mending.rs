@@ -25,6 +25,7 @@ impl World {
                 let member = &mut self.clusters[c].members[m];
                 member.store_cut = false;
                 member.rest_dead = false;
+                (member.claims, member.stranger) = (false, false);
                 member.pg.lag = 0;
                 member.patroni.frozen = false;
                 self.patroni_dead(c, m, false);

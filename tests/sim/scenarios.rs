@@ -24,16 +24,16 @@ pub struct Scenario {
 }
 
 /// Nothing is asked of the end.
-fn anything(_: &World) -> Result<(), String> {
+pub fn anything(_: &World) -> Result<(), String> {
     Ok(())
 }
 
 /// The pooler host of [`Setup::plain`].
 pub const POOL: usize = 3;
 
-/// All of them, with those about switches.
+/// All of them, with those about switches, and about clusters without a store.
 pub fn all() -> impl Iterator<Item = &'static Scenario> {
-    ALL.iter().chain(crate::switches::ALL)
+    ALL.iter().chain(crate::switches::ALL).chain(crate::rest_only::ALL)
 }
 
 /// Those that are about everything else.

@@ -10,7 +10,7 @@ use crate::rng::Rng;
 use crate::watch::Follow;
 use crate::world::{Cluster, Member, Thing, World};
 use pgsquire_core::config::{
-    ClusterConfig, Config, Fence, LocalConfig, Mode, PoolerConfig, Route, RouteTo, SwitchConfig,
+    ClusterConfig, Config, Fence, LocalConfig, Mode, PoolerConfig, Route, RouteTo, SwitchConfig, Truth,
 };
 use pgsquire_core::event::Restored;
 use pgsquire_core::pgbouncer::ini::Files;
@@ -38,6 +38,8 @@ pub struct ClusterSetup {
     pub old_words: bool,
     /// Patroni 3.0.2, which has no `before_stop`.
     pub old_patroni: bool,
+    /// The agents ask the members, not the store.
+    pub rest: bool,
 }
 
 /// A pooler.
@@ -109,6 +111,7 @@ impl Setup {
             loop_wait: 5,
             old_words: false,
             old_patroni: false,
+            rest: false,
         };
         let member = |m| HostSetup { local: Some(m), mode: Mode::Enforce, poolers: Vec::new() };
         let mut hosts: Vec<HostSetup> = (0..3).map(member).collect();
@@ -154,6 +157,8 @@ impl Setup {
         }
         let stale_after = *rng.pick(&[2, 5, 10]);
         let fence = *rng.pick(&[Fence::Off, Fence::Advisory, Fence::Advisory, Fence::Advisory]);
+        // The last that is drawn: worlds with a store are what they always were.
+        clusters[0].rest = rng.one_in(6);
         Setup { broken: None, clusters, hosts, stale_after, failover_hold: 45, calm: false, fence, pace: 400 }
     }
 
@@ -168,6 +173,7 @@ impl Setup {
             loop_wait,
             old_words: rng.one_in(4),
             old_patroni: rng.one_in(8),
+            rest: false,
         }
     }
 
@@ -234,6 +240,8 @@ impl World {
                 patroni: Patroni::new(m == 0),
                 store_cut: false,
                 rest_dead: false,
+                claims: false,
+                stranger: false,
             }
         };
         Cluster {
@@ -242,6 +250,8 @@ impl World {
             store: Store::new(&format!("store-{name}")),
             own: Store::new(&format!("own of store-{name}")),
             old_patroni: setup.old_patroni,
+            rest: setup.rest,
+            noticed: (Time::ZERO, BTreeMap::new()),
             by_hand: false,
             commits: BTreeMap::new(),
             members: (0..setup.members).map(member).collect(),
@@ -329,6 +339,10 @@ impl World {
         let cluster = |f: &Follow| ClusterConfig {
             name: self.clusters[f.cluster].name.clone(),
             max_fact_age: Duration::from_secs(10),
+            truth: match self.clusters[f.cluster].rest {
+                true => Truth::Members { pollers: 10 },
+                false => Truth::Store,
+            },
         };
         let local = setup.local.map(|m| LocalConfig {
             cluster: self.clusters[0].name.clone(),
