@@ -17,7 +17,8 @@ pub(super) struct Directory {
     pub sync: Vec<String>,
 }
 
-/// One member as another one knows it from the store.
+/// One member as another one knows it from the store. Its role is not taken from there: `/cluster` calls everybody a replica
+/// who does not hold the lock, also a primary that has lost it and does not know.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Listed {
     /// Where clients reach its server.
@@ -26,8 +27,6 @@ pub(super) struct Listed {
     pub api_url: Option<String>,
     /// Patroni's word.
     pub state: String,
-    /// Patroni's word; who leads is not taken from here.
-    pub role: Option<&'static str>,
     /// Its timeline.
     pub timeline: Option<u64>,
     /// As they came.
@@ -88,11 +87,6 @@ fn listed(line: &Value) -> Listed {
         conn_url: text("host").map(|host: String| conn_url(&host, line["port"].as_u64().unwrap_or(5432))),
         api_url: text("api_url"),
         state: text("state").unwrap_or_default(),
-        // The role of one that does not answer for itself: what `/cluster` says of the lock is not followed.
-        role: match line["role"].as_str() {
-            Some("replica" | "sync_standby" | "quorum_standby") => Some("replica"),
-            _ => None,
-        },
         timeline: line["timeline"].as_u64(),
         tags: line["tags"].clone(),
     }
@@ -131,7 +125,6 @@ mod tests {
         assert_eq!(read.members.keys().collect::<Vec<_>>(), ["pg1", "pg2", "pg3"]);
         assert_eq!(read.members["pg2"].conn_url.as_deref(), Some("postgres://[2001:db8::2]:5433/postgres"));
         assert_eq!(read.members["pg3"].conn_url, None);
-        assert_eq!((read.members["pg1"].role, read.members["pg2"].role), (None, Some("replica")));
         assert_eq!(read.sync, ["pg2"]);
         assert_eq!(read.member_at("https://[2001:db8::2]:8008"), Some("pg2"));
         assert_eq!(read.member_at("http://10.0.0.9:8008"), None);

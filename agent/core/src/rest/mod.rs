@@ -342,7 +342,7 @@ impl View<'_> {
     }
 }
 
-/// A member's key: what it says of itself, or what the others know of it while it is silent.
+/// A member's key: what it says of itself, or what the others know of it while it is silent. Then its role is unknown.
 fn member(listed: &Listed, answer: Option<&Answer>, positions: bool) -> Value {
     let mut key = Map::new();
     let mut put = |name: &str, value: Option<Value>| {
@@ -362,7 +362,6 @@ fn member(listed: &Listed, answer: Option<&Answer>, positions: bool) -> Value {
         }
         None => {
             put("state", Some(listed.state.clone().into()));
-            put("role", listed.role.map(Value::from));
             put("timeline", listed.timeline.map(Value::from));
         }
     }

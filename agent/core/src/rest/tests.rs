@@ -184,7 +184,7 @@ fn a_member_of_another_system_counts_for_nothing() {
     assert_eq!(seen.leader.as_ref().map(|leader| leader.name.as_str()), Some("pg1"));
     assert_eq!(seen.system_id.as_deref(), Some("777"));
     assert_eq!(seen.problems, ["pg2 answers for system 888, but the cluster is 777"]);
-    assert_eq!(seen.members["pg2"].role, Some(Role::Replica), "as the others know it");
+    assert_eq!(seen.members["pg2"].role, None, "it does not say");
     // A cluster that was built anew: most say so.
     members.hear(&base(1), 503, &body(1, "replica", 9, "888"), at(1_400), at(1_405)).expect("heard");
     let seen = topology(&mut members, 1_500);
