@@ -6,6 +6,7 @@ use crate::invariants::MAX_FACT_AGE;
 use crate::runs::Run;
 use crate::scenarios::{POOL, Scenario, anything};
 use crate::setup::Setup;
+use crate::switches::{self, promoted_with_few_errors};
 use crate::world::{Cluster, World};
 use std::time::Duration;
 
@@ -29,6 +30,22 @@ pub const ALL: &[Scenario] = &[
         lasts: 50,
         settles: true,
         ends: led_to_the_leader,
+    },
+    Scenario {
+        name: "without a store: clients wait while the primary is lost",
+        setup: busy,
+        faults: &[(8_000, Fault::Machine(0, 0), true)],
+        lasts: 60,
+        settles: true,
+        ends: promoted_with_few_errors,
+    },
+    Scenario {
+        name: "without a store: nobody drains, and clients wait all the same once the primary stops",
+        setup: busy,
+        faults: &[(8_000, Fault::Switchover(0), true)],
+        lasts: 40,
+        settles: true,
+        ends: promoted_with_few_errors,
     },
     Scenario {
         name: "without a store: Patroni is frozen while its server goes on accepting writes",
@@ -82,7 +99,14 @@ pub const ALL: &[Scenario] = &[
 ];
 
 fn plain() -> Setup {
-    let mut setup = Setup::plain();
+    without_store(Setup::plain())
+}
+
+fn busy() -> Setup {
+    without_store(switches::busy())
+}
+
+fn without_store(mut setup: Setup) -> Setup {
     setup.clusters[0].rest = true;
     setup
 }

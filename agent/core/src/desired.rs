@@ -228,6 +228,7 @@ pub fn aged(now: Time, seen: Option<Time>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Truth;
     use crate::example::{at, config, keys, member, observed, read, route, view};
     use crate::patroni::StoredValue;
     use crate::wal::Timeline;
@@ -325,6 +326,40 @@ mod tests {
         config.poolers[0].routes.insert("reports".into(), fallback);
         assert_eq!(decide(&config).reason.rule, Rule::Fallback);
         assert_eq!(decide(&config).target.expect("the primary").members, ["pg1"]);
+    }
+
+    /// A pooler whose clients wait.
+    struct Waiting;
+
+    impl PoolerFacts for Waiting {
+        fn version(&self, _: &str) -> Option<(u32, u32)> {
+            Some((1, 18))
+        }
+        fn on_disk(&self, _: &str, _: &str) -> Option<Endpoint> {
+            None
+        }
+        fn waits(&self, _: &str) -> bool {
+            true
+        }
+    }
+
+    #[test]
+    fn without_a_store_nobody_is_led_ahead_to_a_timeline_that_is_over() {
+        // The leader key has moved from pg1 to pg2, which is on timeline 1 and not proved writable.
+        let ahead = |truth, known| {
+            let mut config = config();
+            config.clusters[0].truth = truth;
+            let mut seen = observed(&config, at(1_000));
+            view(&mut seen).raise_timeline(at(1_000), Timeline(known));
+            view(&mut seen).observe_read(&config, at(1_100), read(11, at(1_100), keys(2)));
+            view(&mut seen).leaving = Some("pg1".into());
+            plan(&config, &seen, &Waiting, at(1_200)).poolers["p"]["app"].reason.rule
+        };
+        let members = Truth::Members { pollers: 1 };
+        assert_eq!(ahead(members, 1), Rule::PointAhead);
+        assert_eq!(ahead(members, 2), Rule::WritableLeader);
+        // A store gave its key to pg2: its own key may be older than that.
+        assert_eq!(ahead(Truth::Store, 2), Rule::PointAhead);
     }
 
     #[test]

@@ -256,11 +256,7 @@ impl Members {
             Attempt::Failed(why) => Some(format!("{base}: {why}")),
             Attempt::Member(_) => None,
         };
-        let list = self
-            .unlisted
-            .iter()
-            .map(|why| format!("GET /cluster: {}", why.trim_start_matches("GET /cluster: ")));
-        self.attempts.iter().filter_map(why).chain(list).collect()
+        self.attempts.iter().filter_map(why).chain(self.unlisted.clone()).collect()
     }
 }
 
