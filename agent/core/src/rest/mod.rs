@@ -228,26 +228,20 @@ impl Members {
             return Err(format!("nobody who answers is a member of {} in GET /cluster", self.scope));
         };
         let mut problems = self.failures();
-        let one_system = mutants.obey(Rule::OneSystem);
         let leads = |answer: &&Answer| answer.claim.is_some();
-        self.system = match one_system {
-            true => most_said(&answers, self.system.take()),
-            false => answers.values().copied().find(leads).and_then(|answer| answer.status.system_id.clone()),
-        };
-        let system = self.system.as_ref();
-        answers.retain(|name, answer| match &answer.status.system_id {
-            Some(other) if one_system && Some(other) != system => {
-                problems.push(match system {
-                    Some(ours) => format!("{name} answers for system {other}, but the cluster is {ours}"),
-                    None => format!("{name} answers for system {other}, and others for another one"),
-                });
-                false
+        match mutants.obey(Rule::OneSystem) {
+            true => {
+                self.system = most_said(&answers, self.system.take());
+                problems.extend(leave_out_strangers(&mut answers, self.system.as_ref()));
             }
-            _ => true,
-        });
+            false => {
+                let first = answers.values().copied().find(leads);
+                self.system = first.and_then(|answer| answer.status.system_id.clone());
+            }
+        }
         let (leader, contested) = leader(&answers, mutants);
         problems.extend(contested);
-        Ok(View { directory, answers, leader, newest, system, problems })
+        Ok(View { directory, answers, leader, newest, system: self.system.as_ref(), problems })
     }
 
     /// Each address that fails, and why.
@@ -270,6 +264,22 @@ fn most_said(answers: &BTreeMap<&String, &Answer>, known: Option<String>) -> Opt
     let all: usize = count.values().sum();
     let most = count.into_iter().find(|(_, n)| n * 2 > all).map(|(id, _)| id.clone());
     most.or(known)
+}
+
+/// Leaves out who answers for another system, and says so.
+fn leave_out_strangers(answers: &mut BTreeMap<&String, &Answer>, system: Option<&String>) -> Vec<String> {
+    let mut said = Vec::new();
+    answers.retain(|name, answer| match &answer.status.system_id {
+        Some(other) if Some(other) != system => {
+            said.push(match system {
+                Some(ours) => format!("{name} answers for system {other}, but the cluster is {ours}"),
+                None => format!("{name} answers for system {other}, and others for another one"),
+            });
+            false
+        }
+        _ => true,
+    });
+    said
 }
 
 /// Who leads, and what is to be said if nobody can tell.
