@@ -105,12 +105,16 @@ async fn ask(
     url: String,
 ) -> (EffectId, Time, Result<Outcome, String>) {
     let address = question(&url);
-    let answer = get(&client, &address).await;
+    let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let answer = get(&client, &address).await.map(|(code, body)| Outcome::Member { code, body, wall });
     (id, started, answer.map_err(|why| format!("member {member} gave no answer at {address}: {why}")))
 }
 
-async fn get(client: &Client, address: &str) -> Result<Outcome, String> {
-    let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+/// Code and body of what is at an address.
+///
+/// # Errors
+/// A sentence.
+pub(crate) async fn get(client: &Client, address: &str) -> Result<(u16, Vec<u8>), String> {
     let mut response = client.get(address).send().await.map_err(|e| words(&e))?;
     let code = response.status().as_u16();
     let mut body = Vec::new();
@@ -120,7 +124,7 @@ async fn get(client: &Client, address: &str) -> Result<Outcome, String> {
         }
         body.extend_from_slice(&chunk);
     }
-    Ok(Outcome::Member { code, body, wall })
+    Ok((code, body))
 }
 
 /// Patroni publishes the address of its status page (`http://host:8008/patroni`) as its API's address.

@@ -2,10 +2,10 @@
 //! only place that spawns.
 
 use super::{Crew, GRACE, add};
-use crate::config::{self, ClusterSettings, Settings, Store};
+use crate::config::{self, ClusterSettings, MembersSettings, Settings, Store};
 use crate::driver::Hands;
 use crate::{dcs, patroni, pgbouncer, postgres, probe, state};
-use pgsquire_core::config::Route;
+use pgsquire_core::config::{ClusterConfig, Route};
 use pgsquire_core::effect::Effect;
 use pgsquire_core::event::Event;
 use std::collections::BTreeMap;
@@ -33,8 +33,8 @@ impl Workers {
     ) -> Self {
         let mut workers =
             Workers { crew: Crew::new(), stop: CancellationToken::new(), hands: Hands::default() };
-        for cluster in &settings.clusters {
-            workers.follow(cluster, events);
+        for (cluster, core) in settings.clusters.iter().zip(&settings.core.clusters) {
+            workers.follow(cluster, core, events);
             // Readers that may fall back to the primary feel its loss as well.
             if settings.core.routes_into(&cluster.name).any(Route::is_write) {
                 workers.watch_servers(cluster, events);
@@ -87,9 +87,42 @@ impl Workers {
         add(&mut self.crew, name, task);
     }
 
-    fn follow(&mut self, cluster: &ClusterSettings, events: &Sender<Event>) {
+    fn follow(&mut self, cluster: &ClusterSettings, core: &ClusterConfig, events: &Sender<Event>) {
+        match store(cluster) {
+            Ok(store) => self.follow_store(cluster, store, events),
+            Err(MembersSettings { pollers }) => self.follow_members(cluster, core, *pollers, events),
+        }
         let (orders, inbox) = mpsc::channel(ORDERS);
-        let store = store_of(cluster);
+        self.hands.members.insert(cluster.name.clone(), orders);
+        self.ask_members("the asker of a cluster's members", &cluster.tls, inbox, events);
+    }
+
+    /// Nobody hears of other agents there, so nobody says anything either.
+    fn follow_members(
+        &mut self,
+        cluster: &ClusterSettings,
+        core: &ClusterConfig,
+        pollers: u32,
+        events: &Sender<Event>,
+    ) {
+        let (orders, inbox) = mpsc::channel(ORDERS);
+        let config = dcs::rest::WorkerConfig {
+            cluster: cluster.name.clone(),
+            scope: cluster.scope.clone(),
+            hosts: core.patroni_hosts.clone(),
+            pollers,
+            max_fact_age: core.max_fact_age,
+            tls: rest_tls(&cluster.tls),
+        };
+        self.hands.stores.insert(cluster.name.clone(), orders);
+        self.add(
+            "the follower of a cluster's members",
+            dcs::rest::run(config, inbox, events.clone(), self.stop.clone()),
+        );
+    }
+
+    fn follow_store(&mut self, cluster: &ClusterSettings, store: dcs::StoreConfig, events: &Sender<Event>) {
+        let (orders, inbox) = mpsc::channel(ORDERS);
         let config =
             |prefix| dcs::WorkerConfig { cluster: cluster.name.clone(), prefix, store: store.clone() };
         let (namespace, scope, group) = (&cluster.namespace, &cluster.scope, cluster.group);
@@ -103,9 +136,6 @@ impl Workers {
         self.hands.publishers.insert(cluster.name.clone(), orders);
         let publisher = dcs::run_publisher(ours, inbox, events.clone(), self.stop.clone());
         self.add("the publisher of our own keys", publisher);
-        let (orders, inbox) = mpsc::channel(ORDERS);
-        self.hands.members.insert(cluster.name.clone(), orders);
-        self.ask_members("the asker of a cluster's members", &cluster.tls, inbox, events);
     }
 
     fn watch_servers(&mut self, cluster: &ClusterSettings, events: &Sender<Event>) {
@@ -129,12 +159,7 @@ impl Workers {
         inbox: Receiver<Effect>,
         events: &Sender<Event>,
     ) {
-        let config = patroni::WorkerConfig {
-            tls_ca: tls.ca.clone(),
-            tls_cert: tls.cert.clone(),
-            tls_key: tls.key.clone(),
-        };
-        self.add(name, patroni::run(config, inbox, events.clone(), self.stop.clone()));
+        self.add(name, patroni::run(rest_tls(tls), inbox, events.clone(), self.stop.clone()));
     }
 
     /// The driver's ends of their queues; once.
@@ -153,34 +178,40 @@ impl Workers {
     }
 }
 
-/// How to reach a cluster's store.
-fn store_of(cluster: &ClusterSettings) -> dcs::StoreConfig {
+fn rest_tls(tls: &config::TlsFiles) -> patroni::WorkerConfig {
+    let config::TlsFiles { ca: tls_ca, cert: tls_cert, key: tls_key } = tls.clone();
+    patroni::WorkerConfig { tls_ca, tls_cert, tls_key }
+}
+
+/// How to reach a cluster's store, or its members where it has none.
+fn store(cluster: &ClusterSettings) -> Result<dcs::StoreConfig, &MembersSettings> {
     let config::TlsFiles { ca: tls_ca, cert: tls_cert, key: tls_key } = cluster.tls.clone();
-    match cluster.store.clone() {
+    Ok(match &cluster.store {
+        Store::Members(members) => return Err(members),
         Store::Etcd(etcd) => dcs::StoreConfig::Etcd(dcs::etcd::EtcdConfig {
-            endpoints: etcd.endpoints,
+            endpoints: etcd.endpoints.clone(),
             tls_ca,
             tls_cert,
             tls_key,
-            username: etcd.username,
-            password_file: etcd.password_file,
+            username: etcd.username.clone(),
+            password_file: etcd.password_file.clone(),
         }),
         Store::Consul(consul) => dcs::StoreConfig::Consul(dcs::consul::ConsulConfig {
-            endpoints: consul.endpoints,
+            endpoints: consul.endpoints.clone(),
             tls_ca,
             tls_cert,
             tls_key,
             token_file: cluster.token_file.clone(),
         }),
         Store::ZooKeeper(zookeeper) => dcs::StoreConfig::ZooKeeper(dcs::zookeeper::ZooKeeperConfig {
-            endpoints: zookeeper.endpoints,
-            chroot: zookeeper.chroot,
+            endpoints: zookeeper.endpoints.clone(),
+            chroot: zookeeper.chroot.clone(),
             tls_ca,
             tls_cert,
             tls_key,
-            username: zookeeper.username,
-            password_file: zookeeper.password_file,
+            username: zookeeper.username.clone(),
+            password_file: zookeeper.password_file.clone(),
             one_shot_watches: false,
         }),
-    }
+    })
 }

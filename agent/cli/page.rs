@@ -74,6 +74,7 @@ page! {
         stopping: Option<String>,
         poolers: Vec<Peer>,
         registry: Vec<String>,
+        without: Option<String>,
         lease_ms: Option<u64>,
         troubles: Vec<String>,
     }

@@ -8,7 +8,7 @@ use crate::config::{self, DEFAULT_FILE, LoadError, Settings};
 use crate::control::Request;
 use crate::control::client::Client;
 use clap::Subcommand;
-use pgsquire_core::config::Fence;
+use pgsquire_core::config::{Fence, SwitchConfig};
 use pgsquire_core::time::Human;
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -115,9 +115,30 @@ fn patroni_yml(settings: &Settings, version: Option<PatroniVersion>, option: &st
     lines.push("  callbacks:".to_owned());
     let callback = yaml_text(format!("pgsquire callback{option}"));
     lines.extend(CALLBACKS.iter().map(|name| format!("    {name}: {callback}")));
+    let core = local.and_then(|name| settings.core.cluster(name));
+    if core.is_some_and(|cluster| !cluster.has_store()) {
+        comment(
+            &mut lines,
+            2,
+            &format!(
+                "before_stop and pre_promote are left out: {scope} is followed by its members' REST API alone, and without \
+                 a store no agent can tell the poolers what is about to happen. Lines of theirs that are there already do \
+                 no harm: both return at once."
+            ),
+        );
+        lines.push(String::new());
+        return lines.join("\n");
+    }
+    hooks(&mut lines, switch, version, option);
+    lines.push(String::new());
+    lines.join("\n")
+}
+
+/// The two hooks that Patroni waits for.
+fn hooks(lines: &mut Vec<String>, switch: &SwitchConfig, version: Option<PatroniVersion>, option: &str) {
     match version {
         Some(old) if old < BEFORE_STOP => comment(
-            &mut lines,
+            lines,
             2,
             &format!(
                 "before_stop is left out: it needs Patroni {BEFORE_STOP}, and this is {old}. Without it nobody tells the \
@@ -138,7 +159,7 @@ fn patroni_yml(settings: &Settings, version: Option<PatroniVersion>, option: &st
                 ),
             };
             comment(
-                &mut lines,
+                lines,
                 2,
                 &format!(
                     "Patroni waits for this before it stops PostgreSQL: in a switchover, and in a restart of the primary, \
@@ -160,7 +181,7 @@ fn patroni_yml(settings: &Settings, version: Option<PatroniVersion>, option: &st
         ),
     };
     comment(
-        &mut lines,
+        lines,
         2,
         &format!(
             "Patroni waits for this before it promotes this server: until the poolers cannot write to the old primary \
@@ -168,8 +189,6 @@ fn patroni_yml(settings: &Settings, version: Option<PatroniVersion>, option: &st
         ),
     );
     lines.push(format!("  pre_promote: {}", yaml_text(format!("pgsquire hook pre-promote{option}"))));
-    lines.push(String::new());
-    lines.join("\n")
 }
 
 fn comment(lines: &mut Vec<String>, indent: usize, text: &str) {

@@ -98,6 +98,9 @@ fn cluster(page: &Page, cluster: &Cluster, paint: Paint, lines: &mut Vec<String>
     lines.push(format!("{name} {}, {writable}{term}", cut(&leader, 24)));
     lines.extend(wrap(2, &cluster.writable_reason.to_string()));
     lines.extend(wrap(2, &format!("store: {}", page.age(&cluster.store))));
+    if let Some(without) = &cluster.switch.without {
+        lines.extend(wrap(2, without));
+    }
     let mut warn = |text: &str| lines.extend(wrap(2, text).iter().map(|line| paint.warn(line)));
     if cluster.pause {
         warn("Patroni is paused: no failover will come");

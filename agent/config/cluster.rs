@@ -4,9 +4,12 @@ use super::file::{conninfo, pair, tls};
 use super::reader::{Item, Table};
 use super::settings::*;
 use super::units;
-use pgsquire_core::config::{ClusterConfig, OnDcsLoss};
+use pgsquire_core::config::{ClusterConfig, OnDcsLoss, Truth};
 use std::path::PathBuf;
 use std::time::Duration;
+
+/// So many hosts ask the members, unless the operator says otherwise.
+const POLLERS: u32 = 10;
 
 /// All clusters, and what the tables that name one must know.
 #[derive(Default)]
@@ -71,13 +74,20 @@ fn read(table: &Table<'_>) -> Option<(ClusterConfig, ClusterSettings)> {
     let namespace = table.parse("namespace", namespace).unwrap_or_else(|| "/service/".to_owned());
     let group = table.number("group");
     let tls = tls(table);
-    let patroni_hosts = addresses(table, "patroni_hosts", "http").unwrap_or_default();
-    let store = store(table, &tls, &patroni_hosts);
+    let hosts = table.list("patroni_hosts").unwrap_or_default();
+    let dcs = dcs(table, !hosts.is_empty());
+    // Files for TLS are for the store, where there is one.
+    let scheme = if dcs == Some(Dcs::Patroni) { scheme(&tls) } else { "http" };
+    let patroni_hosts = addresses_of(&hosts, scheme);
+    let store = match dcs {
+        Some(Dcs::Patroni) => Store::Members(members(table, &hosts)),
+        other => store(table, &tls, other),
+    };
     let on_dcs_loss = table.word("on_dcs_loss", &LOSSES).unwrap_or(OnDcsLoss::Confirm);
     let max_fact_age = table.duration("max_fact_age", Duration::from_secs(1));
     let token_file = table.path("token_file");
     let probe = probe(table);
-    if !matches!(store, Store::Consul(_)) {
+    if !matches!(store, Store::Consul(_) | Store::Members(_)) {
         table.later_so(&["token_file"], ": it is for Consul");
     }
     table.finish();
@@ -85,7 +95,11 @@ fn read(table: &Table<'_>) -> Option<(ClusterConfig, ClusterSettings)> {
     let scope = scope?;
     let name = group.map_or_else(|| scope.clone(), |group| format!("{scope}/{group}"));
     let max_fact_age = max_fact_age.unwrap_or(Duration::from_secs(10));
-    let core = ClusterConfig { name: name.clone(), max_fact_age, on_dcs_loss, patroni_hosts };
+    let truth = match &store {
+        Store::Members(MembersSettings { pollers }) => Truth::Members { pollers: *pollers },
+        Store::Etcd(_) | Store::Consul(_) | Store::ZooKeeper(_) => Truth::Store,
+    };
+    let core = ClusterConfig { name: name.clone(), max_fact_age, on_dcs_loss, patroni_hosts, truth };
     let shell = ClusterSettings { name, scope, namespace, group, store, tls, token_file, probe };
     Some((core, shell))
 }
@@ -106,21 +120,50 @@ fn namespace(text: &str) -> Result<String, String> {
     Ok(if inner.is_empty() { "/".to_owned() } else { format!("/{inner}/") })
 }
 
-/// The store. Without `dcs` it is etcd, unless only `patroni_hosts` are given.
-fn store(table: &Table<'_>, tls: &TlsFiles, patroni_hosts: &[String]) -> Store {
-    let given = table.item("dcs");
-    let dcs = match &given {
+/// What `dcs` says. Without it it is etcd, unless only `patroni_hosts` are given.
+fn dcs(table: &Table<'_>, has_hosts: bool) -> Option<Dcs> {
+    match table.item("dcs") {
         Some(item) => item.word(&STORES),
-        None if !patroni_hosts.is_empty() && !table.has("endpoints") => Some(Dcs::Patroni),
+        None if has_hosts && !table.has("endpoints") => Some(Dcs::Patroni),
         None => Some(Dcs::Etcd),
-    };
-    if let Some(Dcs::Patroni) = dcs {
-        let message = "this version follows etcd, Consul and ZooKeeper only, not patroni";
-        let help = "write dcs = \"etcd\", \"consul\" or \"zookeeper\", and its endpoints";
-        match given.or_else(|| table.item("patroni_hosts")) {
-            Some(item) => item.error_help(message, help),
-            None => table.error(message),
+    }
+}
+
+fn scheme(tls: &TlsFiles) -> &'static str {
+    if *tls == TlsFiles::default() { "http" } else { "https" }
+}
+
+/// The members' REST API instead of a store.
+fn members(table: &Table<'_>, hosts: &[Item<'_>]) -> MembersSettings {
+    let help = "write patroni_hosts = [\"10.0.0.11:8008\", …]: the REST addresses of some members, the others are found";
+    match table.item("patroni_hosts") {
+        None => table.missing("patroni_hosts", help),
+        Some(item) if hosts.is_empty() && table.list("patroni_hosts").is_some() => {
+            item.error_help("no member is given", help);
         }
+        Some(_) => {}
+    }
+    if let Some(item) = table.item("endpoints") {
+        let message = "there is no store whose endpoints these could be: this cluster is followed by its members' REST API";
+        item.error_help(message, "leave them out, or name the store in `dcs`");
+    }
+    for item in ["username", "password_file", "token_file"].into_iter().filter_map(|key| table.item(key)) {
+        item.error_help(
+            "Patroni's REST API is read without a login",
+            "leave it out, or name the store in `dcs`",
+        );
+    }
+    let pollers = table.number("pollers");
+    if let Some(item) = table.item("pollers").filter(|_| pollers == Some(0)) {
+        item.error("this host is one of them: the least is 1");
+    }
+    MembersSettings { pollers: pollers.filter(|n| *n > 0).unwrap_or(POLLERS) }
+}
+
+/// The store.
+fn store(table: &Table<'_>, tls: &TlsFiles, dcs: Option<Dcs>) -> Store {
+    if let Some(item) = table.item("pollers") {
+        item.error_help("this is for a cluster without a store", "leave it out, or write dcs = \"patroni\"");
     }
     match dcs {
         Some(Dcs::Etcd) => Store::Etcd(etcd(table, tls)),
@@ -150,7 +193,7 @@ fn consul(table: &Table<'_>, tls: &TlsFiles) -> ConsulSettings {
 
 /// The `endpoints` of a store that speaks HTTP; without any, the one on this host.
 fn http_endpoints(table: &Table<'_>, tls: &TlsFiles, port: u16) -> Vec<String> {
-    let scheme = if *tls == TlsFiles::default() { "http" } else { "https" };
+    let scheme = scheme(tls);
     let endpoints = addresses(table, "endpoints", scheme);
     refuse_empty(table, &format!("http://127.0.0.1:{port}"));
     endpoints.unwrap_or_else(|| vec![format!("{scheme}://127.0.0.1:{port}")])
@@ -202,8 +245,12 @@ fn login(table: &Table<'_>) -> (Option<String>, Option<PathBuf>) {
 
 /// A list of addresses; one that is wrong is reported and left out.
 fn addresses(table: &Table<'_>, key: &'static str, scheme: &str) -> Option<Vec<String>> {
+    Some(addresses_of(&table.list(key)?, scheme))
+}
+
+fn addresses_of(items: &[Item<'_>], scheme: &str) -> Vec<String> {
     let read = |item: &Item<'_>| item.parse(|text| units::endpoint(text, scheme));
-    Some(table.list(key)?.iter().filter_map(read).collect())
+    items.iter().filter_map(read).collect()
 }
 
 fn probe(table: &Table<'_>) -> Option<ProbeSettings> {

@@ -5,7 +5,7 @@ use super::glance::{DEFAULT_SOCKET, DEFAULT_STATE_DIR};
 use super::problem::Problems;
 use super::reader::Table;
 use super::settings::*;
-use super::{later, pooler, units};
+use super::{later, pooler, rest_only, units};
 use pgsquire_core::config::{Config, Fence, LocalConfig, Mode, SwitchConfig};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -30,7 +30,9 @@ pub(super) fn read(document: &Spanned<DeTable<'_>>, host_name: &str, problems: &
     clusters.local = local.as_ref().map(|local| local.cluster.clone());
     clusters.has_local = patroni.is_some() || postgres.is_some();
     let poolers = pooler::read_all(root.tables("pgbouncer"), &clusters);
-    let switch = root.table("switch").map(switch).unwrap_or_default();
+    let switch_table = root.table("switch");
+    let switch = switch_table.as_ref().map(switch).unwrap_or_default();
+    rest_only::check(&root, switch_table.as_ref().map(|table| (table, &switch)), &clusters);
     let settings = Settings {
         state_dir: node.state_dir,
         timezone: node.timezone,
@@ -178,12 +180,12 @@ pub(super) fn conninfo(text: &str, needs_host: bool) -> Result<String, String> {
     Ok(text.to_owned())
 }
 
-fn switch(table: Table<'_>) -> SwitchConfig {
+fn switch(table: &Table<'_>) -> SwitchConfig {
     let default = SwitchConfig::default();
     let fences = [("off", Fence::Off), ("advisory", Fence::Advisory), ("strict", Fence::Strict)];
     let switch = SwitchConfig {
         drain: table.bool("drain").unwrap_or(default.drain),
-        drain_timeout: drain_timeout(&table).unwrap_or(default.drain_timeout),
+        drain_timeout: drain_timeout(table).unwrap_or(default.drain_timeout),
         hold_timeout: table.duration("hold_timeout", SOME).unwrap_or(default.hold_timeout),
         failover_hold: table.duration("failover_hold", Duration::ZERO).unwrap_or(default.failover_hold),
         fence: table.word("fence", &fences).unwrap_or(default.fence),

@@ -11,6 +11,7 @@ mod mask;
 mod pooler;
 mod problem;
 mod reader;
+mod rest_only;
 mod settings;
 pub mod units;
 

@@ -92,6 +92,15 @@ pub enum Store {
     Consul(ConsulSettings),
     /// ZooKeeper.
     ZooKeeper(ZooKeeperSettings),
+    /// None: the members' REST API alone, at `patroni_hosts` and where those say.
+    Members(MembersSettings),
+}
+
+/// How the members are asked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MembersSettings {
+    /// How many hosts ask them, this one included.
+    pub pollers: u32,
 }
 
 impl Store {
@@ -99,7 +108,7 @@ impl Store {
     pub fn password_file(&self) -> Option<&Path> {
         match self {
             Store::Etcd(etcd) => etcd.password_file.as_deref(),
-            Store::Consul(_) => None,
+            Store::Consul(_) | Store::Members(_) => None,
             Store::ZooKeeper(zookeeper) => zookeeper.password_file.as_deref(),
         }
     }

@@ -1,7 +1,7 @@
 //! The configuration as an operator writes it.
 
 use super::*;
-use pgsquire_core::config::{Fence, Mode, RouteTo};
+use pgsquire_core::config::{Fence, Mode, RouteTo, Truth};
 use std::time::Duration;
 
 const EXAMPLE: &str = include_str!("../../config.example.toml");
@@ -161,6 +161,7 @@ fn clusters() {
             Store::Etcd(etcd) => etcd.endpoints.clone(),
             Store::Consul(consul) => consul.endpoints.clone(),
             Store::ZooKeeper(zookeeper) => zookeeper.endpoints.clone(),
+            Store::Members(_) => s.core.clusters[0].patroni_hosts.clone(),
         }
     };
     assert_eq!(endpoints(""), ["http://127.0.0.1:2379"]);
@@ -177,8 +178,6 @@ fn clusters() {
     let with = |text: &str| format!("[[cluster]]\nscope = 'm'\n{text}\n");
     assert_error("[[cluster]]\n", "`scope` is missing");
     assert_error(&with("[[cluster]]\nscope = 'm'"), "two clusters `m`");
-    let followed = "this version follows etcd, Consul and ZooKeeper only, not patroni";
-    assert_error(&with("patroni_hosts = ['a:8008']"), followed);
     assert_error(&with("dcs = 'consul'\nusername = 'u'"), "Consul has no users");
     assert_error(&with("dcs = 'consul'\nendpoints = []"), "no endpoint is given");
     assert_error(&with("dcs = 'redis'"), "`redis` is not known");
@@ -209,6 +208,64 @@ fn zookeeper() {
     assert_error(&with("endpoints = ['http://a:1']"), "no scheme");
     assert_error(&with("endpoints = []"), "no endpoint is given");
     assert_error(&with("username = 'u'"), "`password_file` is missing");
+}
+
+#[test]
+fn members_instead_of_a_store() {
+    let read = |text: &str| read(&format!("[[cluster]]\nscope = 'm'\n{text}\n"));
+    for text in ["patroni_hosts = ['a:8008']", "dcs = 'patroni'\npatroni_hosts = ['a:8008']"] {
+        let s = read(text);
+        assert_eq!(s.clusters[0].store, Store::Members(MembersSettings { pollers: 10 }), "{text}");
+        assert_eq!(s.core.clusters[0].patroni_hosts, ["http://a:8008"]);
+        assert_eq!(s.core.clusters[0].truth, Truth::Members { pollers: 10 });
+    }
+    let s = read("patroni_hosts = ['a:8008', 'http://b:8008']\ntls_ca = '/ca.pem'\npollers = 40");
+    assert_eq!(s.core.clusters[0].patroni_hosts, ["https://a:8008", "http://b:8008"]);
+    assert_eq!(s.core.clusters[0].truth, Truth::Members { pollers: 40 });
+    // With a store they are for something else, and its certificates are not theirs.
+    let s = read("dcs = 'etcd'\ntls_ca = '/ca.pem'\npatroni_hosts = ['a:8008']");
+    assert_eq!(s.core.clusters[0].patroni_hosts, ["http://a:8008"]);
+    assert!(s.core.clusters[0].has_store());
+    let s = read("endpoints = ['e:2379']\npatroni_hosts = ['a:8008']");
+    assert!(s.core.clusters[0].has_store());
+
+    let with = |text: &str| format!("[[cluster]]\nscope = 'm'\n{text}\n");
+    assert_error(&with("dcs = 'patroni'"), "`patroni_hosts` is missing");
+    assert_error(&with("dcs = 'patroni'\npatroni_hosts = []"), "no member is given");
+    assert_error(
+        &with("dcs = 'patroni'\npatroni_hosts = ['a:8008']\nendpoints = ['e:1']"),
+        "no store whose endpoints",
+    );
+    assert_error(&with("patroni_hosts = ['a:8008']\ntoken_file = '/t'"), "read without a login");
+    assert_error(&with("patroni_hosts = ['a:8008']\npollers = 0"), "the least is 1");
+    assert_error(&with("pollers = 5"), "for a cluster without a store");
+    assert_error(&with("patroni_hosts = ['a']"), "not host:port");
+}
+
+#[test]
+fn what_needs_a_store_is_refused_where_there_is_none() {
+    let rest = "[[cluster]]\nscope = 'm'\npatroni_hosts = ['a:8008']\n";
+    let etcd = "[[cluster]]\nscope = 'n'\n";
+    let needs = [
+        ("[switch]\ndrain = true\n", "a drain before a planned stop needs a store: m "),
+        ("[switch]\nfence = 'strict'\n", "a strict fence needs a store: m "),
+        (
+            "[archive]\n[[archive.backup]]\nkind = 'full'\nschedule = '0 1 * * 0'\n",
+            "electing who makes a backup needs a store: m ",
+        ),
+    ];
+    for (table, why) in needs {
+        assert_error(&format!("{rest}{table}"), why);
+        // The server on this host belongs to the cluster without a store.
+        assert_error(&format!("{rest}{etcd}[node]\ncluster = 'm'\n[patroni]\n{table}"), why);
+        // They are for the other cluster.
+        for local in ["", "[node]\ncluster = 'n'\n[patroni]\n"] {
+            assert_eq!(errors(&format!("{rest}{etcd}{local}{table}")), Vec::<String>::new());
+        }
+    }
+    for fine in ["", "[switch]\ndrain = false\nfence = 'advisory'\n", "[switch]\nfence = 'off'\n"] {
+        assert_eq!(errors(&format!("{rest}{fine}")), Vec::<String>::new(), "{fine}");
+    }
 }
 
 #[test]

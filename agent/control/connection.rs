@@ -259,12 +259,22 @@ async fn forget_pooler(
         Ok(cluster) => cluster,
         Err(why) => return peer.send(&Answer::Refused(why)).await,
     };
+    if let Some(why) = without_registry(&context, &cluster) {
+        return peer.send(&Answer::Refused(why)).await;
+    }
     let text = format!("the operator (user {uid}) takes {node} out of the registry");
     let told = format!(
         "{cluster}: {node} is being taken out of the registry; a living agent of that name comes back"
     );
     let event = Event::PoolerForgotten { cluster: cluster.clone(), node };
     tell(peer, &context, event, ("registry", &cluster, &text), told).await
+}
+
+/// Why a cluster has no registry, if it has none.
+fn without_registry(context: &Context, cluster: &str) -> Option<String> {
+    let status = context.pages.status();
+    let found = status.clusters.iter().find(|c| c.name == cluster)?;
+    found.switch.without.as_ref().map(|why| format!("{cluster} has no registry of poolers: it is {why}"))
 }
 
 /// Hands the operator's word to the core, and puts it into the flight recorder: kind, subject, text.

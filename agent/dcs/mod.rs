@@ -9,6 +9,7 @@ mod failover;
 mod follow;
 mod handshake;
 mod publish;
+pub mod rest;
 pub mod zookeeper;
 
 use crate::report::Report;

@@ -9,3 +9,4 @@ mod host;
 mod http;
 mod release;
 mod render;
+mod rest_only;

@@ -37,6 +37,8 @@ fn patroni() {
     check("old.yml", &render(&host, "other.toml", &["--patroni-version", "3.0.2"]));
     host.configure(&format!("{cluster}[switch]\nfence = 'strict'\ndrain_timeout = '1500ms'\n"));
     check("strict.yml", &render(&host, "it's # one.toml", &["--patroni-version", "4.1.5"]));
+    host.configure("[[cluster]]\nscope = 'main'\npatroni_hosts = ['127.0.0.1:1']\n[patroni]\n");
+    check("rest.yml", &render(&host, "other.toml", &[]));
     host.configure("[switch]\nfence = 'off'\ndrain = false\n");
     check("off.yml", &render(&host, "other.toml", &["--patroni-version", "3.0.3"]));
 }

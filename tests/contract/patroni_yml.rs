@@ -24,11 +24,12 @@ fn read(file: &Path) -> serde_json::Value {
 #[test]
 fn patroni_reads_the_commands_that_were_meant() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cli/render");
-    for (file, config, before_stop) in [
-        ("unknown.yml", "/etc/pgsquire/other.toml", true),
-        ("off.yml", "/etc/pgsquire/other.toml", true),
-        ("old.yml", "/etc/pgsquire/other.toml", false),
-        ("strict.yml", "/etc/pgsquire/it's # one.toml", true),
+    for (file, config, before_stop, pre_promote) in [
+        ("unknown.yml", "/etc/pgsquire/other.toml", true, true),
+        ("off.yml", "/etc/pgsquire/other.toml", true, true),
+        ("old.yml", "/etc/pgsquire/other.toml", false, true),
+        ("rest.yml", "/etc/pgsquire/other.toml", false, false),
+        ("strict.yml", "/etc/pgsquire/it's # one.toml", true, true),
     ] {
         let mut want = serde_json::Map::new();
         for name in ["on_start", "on_stop", "on_restart", "on_reload", "on_role_change"] {
@@ -38,7 +39,9 @@ fn patroni_reads_the_commands_that_were_meant() {
         if before_stop {
             want.insert("before_stop".to_owned(), hook("before-stop"));
         }
-        want.insert("pre_promote".to_owned(), hook("pre-promote"));
+        if pre_promote {
+            want.insert("pre_promote".to_owned(), hook("pre-promote"));
+        }
         assert_eq!(read(&folder.join(file)), serde_json::Value::Object(want), "{file}");
     }
 }

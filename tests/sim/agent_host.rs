@@ -128,6 +128,7 @@ impl World {
         let (run, name) = (host.run, host.name.clone());
         self.hosts[h].watched.clear();
         self.begin_peers(h);
+        self.begin_polls(h);
         self.say(|_| format!("{name}: the agent starts (run {run})"));
         self.tell(h, run, vec![Event::Tick]);
     }
@@ -184,6 +185,7 @@ impl World {
             let status = agent_of(&mut self.hosts[h]).status(now);
             self.hosts[h].status = Some(status);
             self.check_published(h);
+            self.note_noticed(h);
             for effect in effects {
                 self.order(h, effect);
             }

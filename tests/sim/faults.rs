@@ -31,6 +31,10 @@ pub enum Fault {
     Lag(usize, usize),
     /// A member is promoted by hand.
     PromotedByHand(usize, usize),
+    /// A member's clock is set back: it goes on saying that it holds the lock.
+    Claims(usize, usize),
+    /// At the address of a member's REST API another system answers, under its name.
+    Stranger(usize, usize),
     /// Patroni is paused.
     Pause(usize),
     /// The store answers nobody.
@@ -185,6 +189,8 @@ impl World {
             | Fault::PatroniFrozen(..)
             | Fault::PatroniDead(..)
             | Fault::Rest(..)
+            | Fault::Claims(..)
+            | Fault::Stranger(..)
             | Fault::MemberStore(..)
             | Fault::Isolated(..)
             | Fault::Lag(..)
@@ -229,6 +235,8 @@ impl World {
             Fault::PatroniDead(c, m) => self.patroni_dead(c, m, on),
             Fault::PatroniFrozen(c, m) => self.clusters[c].members[m].patroni.frozen = on,
             Fault::Rest(c, m) => self.clusters[c].members[m].rest_dead = on,
+            Fault::Claims(c, m) => self.clusters[c].members[m].claims = on,
+            Fault::Stranger(c, m) => self.clusters[c].members[m].stranger = on,
             Fault::MemberStore(c, m) => self.clusters[c].members[m].store_cut = on,
             Fault::Isolated(c, m) => {
                 self.clusters[c].members[m].isolated = on;

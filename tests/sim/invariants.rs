@@ -165,6 +165,9 @@ impl World {
             return Ok(());
         };
         let cluster = self.clusters.iter().find(|c| c.name == name);
+        if let Some(cluster) = cluster.filter(|cluster| cluster.rest) {
+            return self.judge_polled(host, cluster, leader);
+        }
         let Some(cluster) = cluster.filter(|c| c.rebuilt.is_none() && c.store.id == *id) else {
             return Ok(());
         };

@@ -26,6 +26,7 @@ impl World {
                 member.store_cut = false;
                 member.rest_dead = false;
                 member.isolated = false;
+                (member.claims, member.stranger) = (false, false);
                 member.pg.lag = 0;
                 member.patroni.frozen = false;
                 self.patroni_dead(c, m, false);

@@ -67,4 +67,6 @@ mutants! {
     resume_verified => ResumeVerified,
     no_refill => NoRefill,
     dead_man => DeadMan,
+    newest_claim => NewestClaim,
+    one_system => OneSystem,
 }

@@ -46,6 +46,9 @@ impl World {
         let run = self.hosts[h].run;
         for f in 0..self.hosts[h].follows.len() {
             self.hosts[h].follows[f].peers = PeersFollow::default();
+            if self.clusters[self.hosts[h].follows[f].cluster].rest {
+                continue;
+            }
             let after = self.rng.millis(1, 30);
             self.later(after, Thing::Peers(h, run, f, PeersStep::Read));
         }

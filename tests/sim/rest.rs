@@ -47,6 +47,17 @@ impl World {
         )
     }
 
+    /// What a primary of another system answers that took over a member's name and address.
+    fn stranger(&self, c: usize, name: &str) -> Vec<u8> {
+        let scope = &self.clusters[c].name;
+        format!(
+            "{{\"state\":\"running\",\"role\":\"primary\",\"xlog\":{{\"location\":7}},\"timeline\":9,\
+             \"database_system_identifier\":\"666\",\"patroni\":{{\"version\":\"4.0.4\",\"scope\":\"{scope}\",\
+             \"name\":\"{name}\"}}}}"
+        )
+        .into_bytes()
+    }
+
     /// What `GET /primary` of the REST API at an address answers a host now; none: no answer.
     pub fn rest_answer(&self, h: usize, ip: &str) -> Option<(u16, Vec<u8>)> {
         let (c, m) = self.find_member(|m| m.ip == ip)?;
@@ -58,7 +69,10 @@ impl World {
         if here != Some((c, m)) && (member.isolated || here.is_some_and(|at| self.member(at).isolated)) {
             return None;
         }
-        let code = if member.patroni.lock_until > self.now { 200 } else { 503 };
+        if member.stranger {
+            return Some((200, self.stranger(c, &member.name)));
+        }
+        let code = if member.patroni.lock_until > self.now || member.claims { 200 } else { 503 };
         let (state, pg) = (self.state_word(c, m), &member.pg);
         // It asks its server only in some states, else its word is a cached one.
         let run = if state == "stopping" { Run::Stopping } else { pg.run };

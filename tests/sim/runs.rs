@@ -7,6 +7,7 @@ use crate::scenarios::Scenario;
 use crate::setup::Setup;
 use crate::world::World;
 use pgsquire_core::rule::Rule;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 /// A run that is over.
@@ -18,6 +19,8 @@ pub struct Run {
     pub violation: Option<Violation>,
     /// From the last promotion to the last host that has loaded it, if all write pools lead there.
     pub followed: Option<Duration>,
+    /// How long after the last change of the lock each host that asks the members showed it.
+    pub noticed: BTreeMap<usize, Duration>,
     /// Its log, if it was kept.
     pub log: Vec<String>,
 }
@@ -48,6 +51,7 @@ impl Run {
             None => world.plan_faults(trouble),
         }
         world.run_for(trouble);
+        let noticed = world.clusters[0].noticed.1.clone();
         if let Some(Err(text)) = scenario.map(|scenario| (scenario.ends)(&world)) {
             world.broken("E1", text);
         }
@@ -56,7 +60,7 @@ impl Run {
         }
         let followed = followed(&world);
         let World { violation, log, .. } = world;
-        Run { seed, scenario, broken, violation, followed, log: log.unwrap_or_default() }
+        Run { seed, scenario, broken, violation, followed, noticed, log: log.unwrap_or_default() }
     }
 
     /// Its seed and what was found, in one line.

@@ -31,9 +31,9 @@ pub fn anything(_: &World) -> Result<(), String> {
 /// The pooler host of [`Setup::plain`].
 pub const POOL: usize = 3;
 
-/// All of them, with those about switches and outages.
+/// All of them, with those about switches, outages, and clusters without a store.
 pub fn all() -> impl Iterator<Item = &'static Scenario> {
-    ALL.iter().chain(crate::switches::ALL).chain(crate::outages::ALL)
+    ALL.iter().chain(crate::switches::ALL).chain(crate::outages::ALL).chain(crate::rest_only::ALL)
 }
 
 /// Those that are about everything else.

@@ -11,6 +11,7 @@ use crate::watch::Follow;
 use crate::world::{Cluster, Member, Thing, World};
 use pgsquire_core::config::{
     ClusterConfig, Config, Fence, LocalConfig, Mode, OnDcsLoss, PoolerConfig, Route, RouteTo, SwitchConfig,
+    Truth,
 };
 use pgsquire_core::event::Restored;
 use pgsquire_core::pgbouncer::ini::Files;
@@ -42,6 +43,8 @@ pub struct ClusterSetup {
     pub failsafe: bool,
     /// The store tells how long the leader key lives (etcd does).
     pub tells_leases: bool,
+    /// The agents ask the members, not the store.
+    pub rest: bool,
 }
 
 /// A pooler.
@@ -117,6 +120,7 @@ impl Setup {
             old_patroni: false,
             failsafe: false,
             tells_leases: true,
+            rest: false,
         };
         let member = |m| HostSetup { local: Some(m), mode: Mode::Enforce, poolers: Vec::new() };
         let mut hosts: Vec<HostSetup> = (0..3).map(member).collect();
@@ -163,6 +167,8 @@ impl Setup {
         }
         let stale_after = *rng.pick(&[2, 5, 10]);
         let fence = *rng.pick(&[Fence::Off, Fence::Advisory, Fence::Advisory, Fence::Advisory]);
+        // The last that is drawn: worlds with a store are what they always were.
+        clusters[0].rest = rng.one_in(6);
         let on_dcs_loss = *rng.pick(&[OnDcsLoss::Confirm, OnDcsLoss::Hold, OnDcsLoss::FailClosed]);
         Setup {
             broken: None,
@@ -190,6 +196,7 @@ impl Setup {
             old_patroni: rng.one_in(8),
             failsafe: rng.one_in(3),
             tells_leases: !rng.one_in(3),
+            rest: false,
         }
     }
 
@@ -257,6 +264,8 @@ impl World {
                 store_cut: false,
                 rest_dead: false,
                 isolated: false,
+                claims: false,
+                stranger: false,
             }
         };
         Cluster {
@@ -265,6 +274,8 @@ impl World {
             store: Store::new(&format!("store-{name}")),
             own: Store::new(&format!("own of store-{name}")),
             old_patroni: setup.old_patroni,
+            rest: setup.rest,
+            noticed: (Time::ZERO, BTreeMap::new()),
             by_hand: false,
             commits: BTreeMap::new(),
             members: (0..setup.members).map(member).collect(),
@@ -356,6 +367,10 @@ impl World {
             max_fact_age: Duration::from_secs(10),
             on_dcs_loss: self.setup.on_dcs_loss,
             patroni_hosts: Vec::new(),
+            truth: match self.clusters[f.cluster].rest {
+                true => Truth::Members { pollers: 10 },
+                false => Truth::Store,
+            },
         };
         let local = setup.local.map(|m| LocalConfig {
             cluster: self.clusters[0].name.clone(),

@@ -261,7 +261,7 @@ pub const ALL: &[Scenario] = &[
 ];
 
 /// Clients that ask often, and two pooler hosts: one of them fills its pools up.
-fn busy() -> Setup {
+pub fn busy() -> Setup {
     let mut setup = Setup { pace: 20, ..Setup::plain() };
     let other = PoolerSetup { version: (1, 24), min_pool_size: 2, ..setup.hosts[POOL].poolers[0].clone() };
     let host = setup.hosts[POOL].clone();
@@ -366,6 +366,6 @@ fn none_of(world: &World, such: impl Fn(&(Time, String)) -> bool) -> Result<(), 
     }
 }
 
-fn promoted_with_few_errors(world: &World) -> Result<(), String> {
+pub fn promoted_with_few_errors(world: &World) -> Result<(), String> {
     promoted(world).and_then(|()| few_errors(world))
 }

@@ -2,9 +2,11 @@
 
 use crate::dcs::View;
 use crate::peers::PeersFollow;
+use crate::polled::Polled;
 use crate::world::{Thing, World};
 use pgsquire_core::event::{Event, StoreChange, StoreRead};
 use pgsquire_core::time::Time;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 /// A store that a host follows.
@@ -27,6 +29,8 @@ pub struct Follow {
     last: Time,
     /// Our own keys of this cluster.
     pub peers: PeersFollow,
+    /// The members, where they are asked instead of the store.
+    pub polled: Option<Polled>,
 }
 
 impl Follow {
@@ -44,6 +48,7 @@ impl Follow {
             sent: 0,
             last: Time::ZERO,
             peers: PeersFollow::default(),
+            polled: None,
         }
     }
 
@@ -64,6 +69,7 @@ impl World {
         if holder != cluster.holder {
             let before = std::mem::replace(&mut cluster.holder, holder);
             cluster.lost.extend(before.map(|name| (name, now)));
+            cluster.noticed = (now, BTreeMap::new());
             if cluster.holder.is_none() {
                 self.wake_patronis(c);
             }

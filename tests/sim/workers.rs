@@ -3,7 +3,7 @@
 use crate::agent_host::{Fate, Host, Job};
 use crate::world::{Thing, World};
 use pgsquire_core::effect::{Order, PoolerOrder};
-use pgsquire_core::event::{LocalServer, Outcome};
+use pgsquire_core::event::{Event, LocalServer, Outcome};
 use pgsquire_core::pgbouncer::console::ConsoleView;
 use pgsquire_core::wal::{Lsn, Timeline};
 use std::collections::BTreeMap;
@@ -59,6 +59,19 @@ impl World {
         };
         if job.fate != Fate::Fine {
             return Next::Done(Outcome::Failed { why: "no answer within 2s".into() });
+        }
+        if let Some(read) = self.read_polled(job.host, f) {
+            let cluster = cluster.to_string();
+            return Next::Done(match read {
+                Err(why) => Outcome::Failed { why },
+                Ok(read) => {
+                    self.later(
+                        job.pace,
+                        Thing::Tell(job.host, job.run, vec![Event::StoreRead { cluster, read }]),
+                    );
+                    Outcome::Done
+                }
+            });
         }
         match self.read_for(job.host, f, job.started, job.pace) {
             Err(why) => Next::Done(Outcome::Failed { why }),

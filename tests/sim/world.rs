@@ -7,6 +7,7 @@ use crate::hooks::Hook;
 use crate::invariants::Violation;
 use crate::patroni::{Patroni, Step};
 use crate::peers::PeersStep;
+use crate::polled::PollStep;
 use crate::postgres::Postgres;
 use crate::rng::Rng;
 use crate::setup::Setup;
@@ -41,6 +42,10 @@ pub struct Member {
     pub rest_dead: bool,
     /// Its host reaches neither the store nor another member, and none reaches it.
     pub isolated: bool,
+    /// Its clock was set back: it goes on saying that it holds the lock.
+    pub claims: bool,
+    /// At its REST API's address another system answers, under its name.
+    pub stranger: bool,
 }
 
 /// One Patroni cluster and its store.
@@ -52,6 +57,10 @@ pub struct Cluster {
     pub system: String,
     /// Its store.
     pub store: Store,
+    /// The agents do not follow it: they ask the members.
+    pub rest: bool,
+    /// Who holds the leader key since when, and how long after that each host showed it.
+    pub noticed: (Time, BTreeMap<usize, Duration>),
     /// Our own keys in it, with revisions of their own.
     pub own: Store,
     /// Its Patroni is older than 3.0.3 and has no `before_stop`.
@@ -101,6 +110,8 @@ pub enum Thing {
     Watch(usize, u64, usize, u64, Vec<Event>),
     /// The shell of a host reads a store by itself (host, run, follow).
     Reread(usize, u64, usize),
+    /// The shell of a host asks a cluster's members (host, run, follow, step).
+    Poll(usize, u64, usize, PollStep),
     /// The agent of a host wanted to be woken (host, run, which of its alarms).
     Wake(usize, u64, u64),
     /// The clients of a pooler do something (host, pooler).
@@ -269,6 +280,7 @@ impl World {
             Thing::Tell(h, run, events) => self.tell(h, run, events),
             Thing::Watch(h, run, f, watch, events) => self.watch_message(h, run, f, watch, events),
             Thing::Reread(h, run, f) => self.reread(h, run, f),
+            Thing::Poll(h, run, f, step) => self.poll_step(h, run, f, step),
             Thing::Wake(h, run, alarm) => self.wake(h, run, alarm),
             Thing::Clients(h, p) => self.clients(h, p),
             Thing::Peers(h, run, f, step) => self.peers_step(h, run, f, step),

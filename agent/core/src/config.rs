@@ -63,6 +63,19 @@ impl Route {
     }
 }
 
+/// Where the truth about a cluster comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Truth {
+    /// Patroni's store. The agents talk to each other in it.
+    Store,
+    /// The members' REST API alone. No agent hears of another one: nothing drains, nobody gives a fence its word.
+    Members {
+        /// How many hosts ask them, this one included, as the operator says.
+        pollers: u32,
+    },
+}
+
 /// One Patroni cluster that this agent follows.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct ClusterConfig {
@@ -74,6 +87,15 @@ pub struct ClusterConfig {
     pub on_dcs_loss: OnDcsLoss,
     /// REST addresses of members that are asked besides, while the store is away.
     pub patroni_hosts: Vec<String>,
+    /// Where the truth comes from.
+    pub truth: Truth,
+}
+
+impl ClusterConfig {
+    /// Whether agents can talk to each other about it: there is a store.
+    pub fn has_store(&self) -> bool {
+        self.truth == Truth::Store
+    }
 }
 
 /// What verdicts rest on while the store is away (`on_dcs_loss`).

@@ -5,7 +5,7 @@ use crate::leader::{WritableLeader, term_kept, writable_leader};
 use crate::observed::{ClusterView, Observed};
 use crate::rule::{Reason, Rule};
 use crate::time::{Human, Time};
-use crate::topology::{Endpoint, Topology};
+use crate::topology::{Endpoint, Member, Topology};
 use alloc::collections::BTreeMap;
 use alloc::format;
 use alloc::string::{String, ToString};
@@ -81,6 +81,7 @@ pub(crate) struct ClusterPlan<'a> {
     pub(crate) config: &'a Config,
     observed: &'a Observed,
     pub(crate) view: &'a ClusterView,
+    has_store: bool,
     pub(crate) now: Time,
     pub(crate) topology: Result<&'a Topology, Reason>,
     pub(crate) primary: Result<WritableLeader, Reason>,
@@ -91,7 +92,8 @@ impl<'a> ClusterPlan<'a> {
         let view = &observed.clusters[&cluster.name];
         let primary = writable_leader(config, cluster, observed, now)
             .and_then(|leader| term_kept(config, view).map(|()| leader));
-        ClusterPlan { config, observed, view, now, topology: view.usable(config, cluster, now), primary }
+        let topology = view.usable(config, cluster, now);
+        ClusterPlan { config, observed, view, has_store: cluster.has_store(), now, topology, primary }
     }
 
     fn decide(&self, asked: &Asked<'_>) -> Decision {
@@ -126,9 +128,21 @@ impl<'a> ClusterPlan<'a> {
         let waits = asked.facts.waits(asked.pooler) || !self.config.mutants.obey(Rule::PointAhead);
         let former = self.view.leaving.as_ref().filter(|_| waits)?;
         let member = self.topology.as_ref().ok()?.leader_member().filter(|member| member.name != *former)?;
+        if self.is_behind(member) {
+            return None;
+        }
         let text = format!("{} is about to be promoted: the pools that wait lead there already", member.name);
         let target = one(&member.name, member.endpoint.as_ref()?);
         Some(Decision { target: Some(target), reason: Reason::new(Rule::PointAhead, text) })
+    }
+
+    /// A store hands its leader key out in order. Where the members alone are asked, one that still says it leads may be on
+    /// a timeline that is over.
+    fn is_behind(&self, member: &Member) -> bool {
+        let known = self.view.term.as_ref().and_then(|term| term.timeline);
+        !self.has_store
+            && member.timeline.is_some_and(|own| Some(own) < known)
+            && self.config.mutants.obey(Rule::TermTimeline)
     }
 
     /// Nowhere: what is unknown moves nothing.
@@ -214,6 +228,7 @@ pub fn aged(now: Time, seen: Option<Time>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Truth;
     use crate::example::{at, config, keys, member, observed, read, route, view};
     use crate::patroni::StoredValue;
     use crate::wal::Timeline;
@@ -311,6 +326,40 @@ mod tests {
         config.poolers[0].routes.insert("reports".into(), fallback);
         assert_eq!(decide(&config).reason.rule, Rule::Fallback);
         assert_eq!(decide(&config).target.expect("the primary").members, ["pg1"]);
+    }
+
+    /// A pooler whose clients wait.
+    struct Waiting;
+
+    impl PoolerFacts for Waiting {
+        fn version(&self, _: &str) -> Option<(u32, u32)> {
+            Some((1, 18))
+        }
+        fn on_disk(&self, _: &str, _: &str) -> Option<Endpoint> {
+            None
+        }
+        fn waits(&self, _: &str) -> bool {
+            true
+        }
+    }
+
+    #[test]
+    fn without_a_store_nobody_is_led_ahead_to_a_timeline_that_is_over() {
+        // The leader key has moved from pg1 to pg2, which is on timeline 1 and not proved writable.
+        let ahead = |truth, known| {
+            let mut config = config();
+            config.clusters[0].truth = truth;
+            let mut seen = observed(&config, at(1_000));
+            view(&mut seen).raise_timeline(at(1_000), Timeline(known));
+            view(&mut seen).observe_read(&config, at(1_100), read(11, at(1_100), keys(2)));
+            view(&mut seen).leaving = Some("pg1".into());
+            plan(&config, &seen, &Waiting, at(1_200)).poolers["p"]["app"].reason.rule
+        };
+        let members = Truth::Members { pollers: 1 };
+        assert_eq!(ahead(members, 1), Rule::PointAhead);
+        assert_eq!(ahead(members, 2), Rule::WritableLeader);
+        // A store gave its key to pg2: its own key may be older than that.
+        assert_eq!(ahead(Truth::Store, 2), Rule::PointAhead);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! A small cluster for the unit tests: pg1 leads, pg2 and pg3 follow, and one pooler has a write and a read route.
 
 use crate::config::{
-    ClusterConfig, Config, LocalConfig, Mode, OnDcsLoss, PoolerConfig, Route, RouteTo, SwitchConfig,
+    ClusterConfig, Config, LocalConfig, Mode, OnDcsLoss, PoolerConfig, Route, RouteTo, SwitchConfig, Truth,
 };
 use crate::event::StoreRead;
 use crate::observed::{ClusterView, Observed};
@@ -36,6 +36,7 @@ pub fn config() -> Config {
             max_fact_age: Duration::from_secs(10),
             on_dcs_loss: OnDcsLoss::Confirm,
             patroni_hosts: Vec::new(),
+            truth: Truth::Store,
         }]
         .into(),
         local: None,

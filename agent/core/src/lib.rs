@@ -29,6 +29,7 @@ pub mod pgbouncer;
 pub mod questions;
 mod readers;
 pub mod recorder;
+pub mod rest;
 pub mod rule;
 pub mod snapshot;
 pub mod status;

@@ -51,6 +51,9 @@ pub fn read_topology(keys: &Keys) -> Topology {
             }
             "sync" => topology.sync_standbys = read_sync(text),
             "failover" => topology.failover = read_failover(text),
+            crate::rest::PROBLEMS => {
+                topology.problems.extend(serde_json::from_str::<Vec<String>>(text).unwrap_or_default());
+            }
             _ => {
                 if let Some(name) = key.strip_prefix("members/").filter(|name| !name.contains('/')) {
                     let member = read_member(name, text);
@@ -215,6 +218,8 @@ pub struct MemberStatus {
     pub system_id: Option<String>,
     /// The member's name.
     pub name: Option<String>,
+    /// Patroni's scope.
+    pub scope: Option<String>,
     /// Patroni's version.
     pub version: Option<String>,
     /// The cluster is paused.
@@ -263,6 +268,7 @@ pub fn read_member_status(code: u16, body: &[u8]) -> Result<MemberStatus, String
         replayed: xlog["replayed_location"].as_u64().map(Lsn),
         system_id: word(&value, "database_system_identifier").map(Into::into),
         name: value["patroni"]["name"].as_str().map(Into::into),
+        scope: value["patroni"]["scope"].as_str().map(Into::into),
         version: value["patroni"]["version"].as_str().map(Into::into),
         pause: value["pause"].as_bool().unwrap_or(false),
         started: word(&value, "postmaster_start_time").map(Into::into),

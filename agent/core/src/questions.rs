@@ -1,8 +1,9 @@
 //! Which facts are due, and when the next ones will be.
 
-use crate::config::{ClusterConfig, Config, OnDcsLoss, RouteTo};
+use crate::config::{ClusterConfig, Config, OnDcsLoss, RouteTo, Truth};
 use crate::effect::Order;
 use crate::observed::{ClusterView, Observed};
+use crate::rest::api_base;
 use crate::rule::{Reason, Rule};
 use crate::switch::SwitchState;
 use crate::switch::before_stop::Step;
@@ -38,6 +39,8 @@ const PATIENT_PAUSE: Duration = Duration::from_millis(250);
 const SHORTEST_STORE_PAUSE: Duration = Duration::from_millis(250);
 /// … to the local one, while a hook waits for its answer.
 const HOOK_PAUSE: Duration = Duration::from_millis(5);
+/// More agents than twice this many are not made room for: by then every pause is the longest.
+const CROWD: u32 = 1000;
 /// A question without an answer for this long is put again.
 const LOST_AFTER: Duration = Duration::from_secs(6);
 
@@ -179,8 +182,14 @@ fn members_to_ask(
     let mut pauses: BTreeMap<&str, (Duration, &str)> = BTreeMap::new();
     let topology = &view.topology;
     // Many agents ask one Patroni.
-    let live = switch.map_or(0, |state| state.view.peers.poolers.len());
-    let crowd = u32::try_from(live / 2).unwrap_or(1).max(1);
+    let live = match cluster.truth {
+        Truth::Store => {
+            let live = switch.map_or(0, |state| state.view.peers.poolers.len());
+            u32::try_from(live).unwrap_or(u32::MAX)
+        }
+        Truth::Members { pollers } => pollers,
+    };
+    let crowd = (live / 2).clamp(1, CROWD);
     let hold = switch.and_then(|state| state.hold.as_ref());
     let routed = config.routes_into(&cluster.name).any(|r| r.is_write() || r.to == RouteTo::Any);
     let has_lag_limit = config.routes_into(&cluster.name).any(|r| r.max_lag.is_some());
@@ -237,7 +246,7 @@ fn members_to_ask(
             order: Order::AskMember {
                 cluster: cluster.name.clone(),
                 member: member.name.clone(),
-                url: api_base(url),
+                url: api_base(url).to_string(),
             },
             reason: Reason::new(Rule::WritableLeader, format!("{}: {why}", member.name)),
         });
@@ -250,13 +259,13 @@ fn asks_everybody(cluster: &ClusterConfig, view: &ClusterView, now: Time) -> boo
         let age = now.since(seen);
         view.failed.is_some() || view.topology.leader.is_none() || age > cluster.max_fact_age / 2
     };
-    cluster.on_dcs_loss != OnDcsLoss::FailClosed && view.seen.is_some_and(silent)
+    cluster.has_store() && cluster.on_dcs_loss != OnDcsLoss::FailClosed && view.seen.is_some_and(silent)
 }
 
 /// Addresses of the configuration by which members may be reached when their own are not.
 fn ask_hosts(cluster: &ClusterConfig, view: &ClusterView, wishes: &mut Vec<Wish>) {
     let members = view.topology.members.values().filter_map(|member| member.api_url.as_deref());
-    let known: Vec<String> = members.map(api_base).collect();
+    let known: Vec<&str> = members.map(api_base).collect();
     for host in cluster.patroni_hosts.iter().filter(|host| !known.contains(&api_base(host))) {
         wishes.push(Wish {
             question: Question::Member(cluster.name.clone(), host.clone()),
@@ -264,7 +273,7 @@ fn ask_hosts(cluster: &ClusterConfig, view: &ClusterView, wishes: &mut Vec<Wish>
             order: Order::AskMember {
                 cluster: cluster.name.clone(),
                 member: host.clone(),
-                url: api_base(host),
+                url: api_base(host).to_string(),
             },
             reason: Reason::new(Rule::StoreAway, format!("{host}: the store is silent")),
         });
@@ -284,24 +293,5 @@ fn local_patroni_pause(switch: Option<&SwitchState>) -> Duration {
         Some(Step::Checking) => HOOK_PAUSE,
         Some(Step::Over { .. }) => PATIENT_PAUSE,
         _ => MEMBER_PAUSE,
-    }
-}
-
-/// `http://10.0.0.1:8008/patroni` -> `http://10.0.0.1:8008`.
-fn api_base(url: &str) -> String {
-    let start = url.find("://").map_or(0, |i| i + 3);
-    let end = url[start..].find('/').map_or(url.len(), |i| start + i);
-    url[..end].to_string()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_base_of_an_api_url() {
-        assert_eq!(api_base("http://10.0.0.1:8008/patroni"), "http://10.0.0.1:8008");
-        assert_eq!(api_base("https://[::1]:8008"), "https://[::1]:8008");
-        assert_eq!(api_base("nonsense"), "nonsense");
     }
 }

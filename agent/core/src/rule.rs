@@ -102,6 +102,10 @@ rules! {
     NoRefill => "no-refill",
     /// No pause outlives its deadline, whoever dies.
     DeadMan => "dead-man",
+    /// Of members that all say they hold the lock, the one that took it last leads; while nobody can tell, nobody does.
+    NewestClaim => "newest-claim",
+    /// A member that answers for another database system than most of them counts for nothing.
+    OneSystem => "one-system",
 }
 
 impl fmt::Display for Rule {

@@ -27,6 +27,10 @@ use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use core::time::Duration;
 
+/// What people are told of a cluster whose truth comes from its members alone.
+const WITHOUT_STORE: &str = "followed by its members' REST API alone: pools are re-pointed, and held when the primary is \
+                             lost; without a store nothing drains before a planned stop, and nothing is fenced";
+
 impl Agent {
     /// The snapshot at `now`.
     pub fn status(&self, now: Time) -> Status {
@@ -131,6 +135,7 @@ impl Agent {
             stopping: self.observed.stopping.clone(),
             poolers: peers.poolers.iter().map(word).chain(peers.strangers.iter().map(stranger)).collect(),
             registry: peers.registry.clone(),
+            without: (!cluster.has_store()).then(|| WITHOUT_STORE.into()),
             lease_ms: state.lease.map(|(start, ttl)| millis(start + ttl, now)),
             troubles: self.switch_troubles(cluster, state),
         }
@@ -140,13 +145,14 @@ impl Agent {
         let switch = &self.config.switch;
         let topology = &self.observed.clusters[&cluster.name].topology;
         let mut troubles = state.view.peers.problems.clone();
+        let drains = switch.drain && cluster.has_store();
         if let Some(why) = &state.view.failed {
             troubles.push(format!("the other agents' keys cannot be read, so nothing drains: {why}"));
         }
         if let Some(why) = &state.published.why {
             troubles.push(format!("the store does not take our keys, so this host is not waited for: {why}"));
         }
-        if switch.drain && switch.drain_timeout > topology.config.ttl / 4 {
+        if drains && switch.drain_timeout > topology.config.ttl / 4 {
             troubles.push(format!(
                 "[switch] drain_timeout ({}) is longer than a quarter of Patroni's ttl ({}): shorten it",
                 Human(switch.drain_timeout),
@@ -155,7 +161,7 @@ impl Agent {
         }
         let old =
             |m: &&Member| m.version.as_deref().and_then(read_version).is_some_and(|v| v < HAS_BEFORE_STOP);
-        for member in topology.members.values().filter(old).filter(|_| switch.drain) {
+        for member in topology.members.values().filter(old).filter(|_| drains) {
             troubles.push(format!(
                 "{} runs Patroni {}, which has no before_stop (3.0.3): its switchovers drain late, and clients may see errors",
                 member.name,
@@ -163,8 +169,8 @@ impl Agent {
             ));
         }
         let limit = self.poolers.values().filter_map(pause::waiting_limit).min();
-        let wanted = switch.hold_timeout + switch.failover_hold;
-        if let Some(limit) = limit.filter(|limit| *limit < wanted && switch.drain) {
+        let wanted = if drains { switch.hold_timeout + switch.failover_hold } else { switch.failover_hold };
+        if let Some(limit) = limit.filter(|limit| *limit < wanted && (drains || !cluster.has_store())) {
             troubles.push(format!(
                 "a pooler lets clients wait no longer than {} (query_wait_timeout, query_timeout, client_login_timeout \
                  less 5s): holds are cut to that, [switch] asks for {}",

@@ -102,6 +102,8 @@ pub struct SwitchStatus {
     pub poolers: Vec<PeerLine>,
     /// Agents whose word a strict fence needs.
     pub registry: Vec<String>,
+    /// What is not there by the way this cluster is followed, and what is; none: all of it is there.
+    pub without: Option<String>,
     /// Milliseconds that our own lease lives from now on, if it is not renewed; none: there is none.
     pub lease_ms: Option<u64>,
     /// What limits the protocol here: a Patroni without `before_stop`, a pooler's own limits, a store that does not

@@ -1,7 +1,7 @@
 //! The agent's part in switches: what it hears goes into [`SwitchState`], and what follows from it comes out as orders.
 
 use crate::agent::{Agent, Pending};
-use crate::config::{Config, Fence, Mode, Route};
+use crate::config::{ClusterConfig, Config, Fence, Mode, Route};
 use crate::effect::{Effect, EffectId, Order, PoolerOrder};
 use crate::event::{Event, HookId, HookKind};
 use crate::leader::writable_leader;
@@ -69,7 +69,9 @@ impl Agent {
                     &cluster,
                     format!("{node} is forgotten on the operator's word"),
                 );
-                self.forgotten.push((cluster, node));
+                if self.config.cluster(&cluster).is_some_and(ClusterConfig::has_store) {
+                    self.forgotten.push((cluster, node));
+                }
             }
             _ => {}
         }
@@ -218,7 +220,7 @@ impl Agent {
         self.give_up_publishing();
         let mut orders: Vec<(String, OwnKeys)> = Vec::new();
         let mut registers = Vec::new();
-        for cluster in &self.config.clusters {
+        for cluster in self.config.clusters.iter().filter(|cluster| cluster.has_store()) {
             let Some(state) = self.switches.get_mut(&cluster.name) else { continue };
             let facts = publish::Facts {
                 config: &self.config,
@@ -341,12 +343,14 @@ pub(crate) fn pause_order(
         return Some(order);
     }
     pooler.pause.as_ref()?;
-    let states = || routed.routes.values().filter_map(|route| switches.get(&route.cluster));
+    let talks = |cluster: &str| config.cluster(cluster).is_some_and(ClusterConfig::has_store);
+    let talking = || routed.routes.values().filter(|route| talks(&route.cluster));
+    let mut states = talking().filter_map(|route| switches.get(&route.cluster));
     let given_up = switches.iter().filter(|(_, state)| state.given_up.is_some());
     let facts = pause::Ending {
         stopping: moment.agent_stops,
         held: !holds.is_empty(),
-        heard: states().all(|state| state.view.seen.is_some() || state.view.failed.is_some()),
+        heard: states.all(|state| state.view.seen.is_some() || state.view.failed.is_some()),
         given_up: given_up.map(|(cluster, _)| cluster.as_str()).collect(),
         needs_retry: reconcile::needs_login_retry(config, pooler, decisions, moment.now),
         now: moment.now,

@@ -57,8 +57,6 @@ struct Entry {
     key: String,
     #[serde(default)]
     value: Option<String>,
-    #[serde(default)]
-    session: Option<String>,
     modify_index: u64,
 }
 
@@ -68,8 +66,6 @@ struct Listing {
     /// The newest change among them and the tombstones of deleted ones; if there are neither, of all keys.
     index: u64,
     keys: Keys,
-    /// The session that holds the leader key.
-    holder: Option<String>,
 }
 
 async fn list(door: &Door, prefix: &str, questions: &[(&str, &str)]) -> Result<Listing, Failure> {
@@ -79,7 +75,7 @@ async fn list(door: &Door, prefix: &str, questions: &[(&str, &str)]) -> Result<L
     if answer.code == 404 {
         return Ok(listing);
     }
-    for Entry { key, value, session, modify_index: revision } in answer.json::<Vec<Entry>>()? {
+    for Entry { key, value, modify_index: revision } in answer.json::<Vec<Entry>>()? {
         // A key of the prefix's own name is a folder that somebody made in Consul's web page.
         let Some(name) = key.strip_prefix(prefix).filter(|name| !name.is_empty()) else { continue };
         let value = BASE64
@@ -90,9 +86,6 @@ async fn list(door: &Door, prefix: &str, questions: &[(&str, &str)]) -> Result<L
             return Err(Failure::unsure(format!(
                 "{key} holds {length} bytes; more than {limit} kB are not read"
             )));
-        }
-        if name == "leader" {
-            listing.holder = session.filter(|session| !session.is_empty());
         }
         listing.keys.insert(name.to_owned(), StoredValue { value, revision });
     }
@@ -119,6 +112,9 @@ impl Consul {
     /// key that is not there is that of all keys, and only rises. It is asked for before the list, so that the list holds
     /// everything up to it; what is newer in the list raises it.
     ///
+    /// What is left of the session that holds the leader key Consul tells nobody, only the time to live that it was made
+    /// with: a read proves no lease.
+    ///
     /// It is a question of rights as well: who may not read below the prefix is refused there, while a list is shortened to
     /// what may be read and would look like a store without a leader.
     async fn read_with(&self, door: Door) -> Result<StoreRead, Failure> {
@@ -126,14 +122,10 @@ impl Consul {
         let absent = format!("v1/kv/{}{ABSENT}", self.prefix);
         let before = door.get(&absent, &[("consistent", "")]).await?.index()?;
         let listing = list(&door, &self.prefix, &[("consistent", "")]).await?;
-        let leader_ttl = match &listing.holder {
-            Some(session) => time_to_live(&door, session).await?,
-            None => None,
-        };
         let revision = before.max(listing.index);
         let store = self.identity(&door).await?;
         let beside = if listing.keys.is_empty() { self.beside(&door).await } else { Vec::new() };
-        Ok(StoreRead { store, raft_term: 0, revision, keys: listing.keys, leader_ttl, beside, started })
+        Ok(StoreRead { store, raft_term: 0, revision, keys: listing.keys, leader_ttl: None, beside, started })
     }
 
     /// Where there are keys, if there are none of ours: Consul tells those that we may read.
@@ -192,31 +184,6 @@ async fn datacenter(door: &Door) -> Result<Option<String>, Failure> {
         Err(failure) if failure.forbidden => Ok(None),
         Err(failure) => Err(failure),
     }
-}
-
-/// How long the session that holds the leader key will live.
-///
-/// Consul tells the time to live that a session was made with, not what is left of it, and lets it live for twice as long
-/// after each renewal. Whoever holds it renews it within its time to live, as Consul asks and as Patroni does each
-/// `loop_wait`; so at any moment more than one time to live is left of the two. Only a holder that missed a renewal by a
-/// whole time to live has less: none of this is seen by others, and the local server and the age of the read bound it.
-async fn time_to_live(door: &Door, session: &str) -> Result<Option<Duration>, Failure> {
-    #[derive(Deserialize)]
-    struct Session {
-        #[serde(rename = "TTL", default)]
-        ttl: String,
-    }
-    let answer = match door.get(&format!("v1/session/info/{session}"), &[("consistent", "")]).await {
-        Ok(answer) => answer,
-        Err(failure) if failure.forbidden => {
-            tracing::warn!("Consul does not let us ask for the session of the leader key: {}", failure.why);
-            return Ok(None);
-        }
-        Err(failure) => return Err(failure),
-    };
-    // One that ended meanwhile is not there.
-    let sessions: Option<Vec<Session>> = answer.json()?;
-    Ok(sessions.unwrap_or_default().first().and_then(|session| duration(&session.ttl)))
 }
 
 /// A duration as Go prints it: `15s`, `15.0s`, `1m30s`, `1500ms`.

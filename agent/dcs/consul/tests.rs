@@ -128,22 +128,6 @@ async fn a_read_has_a_revision_that_tombstones_do_not_lower() {
     assert_eq!(zero.revision, 7);
 }
 
-#[tokio::test]
-async fn the_session_of_the_leader_key_bounds_its_life() {
-    let leader = r#"[{"Key":"service/main/leader","Value":"cGcx","Session":"abc","ModifyIndex":3}]"#;
-    let fake = || Fake::new().says(LIST, [(200, Some(3), leader.into())]);
-    let ttl = async |code: u16, said: &str| {
-        read(fake().says("GET /v1/session/info/abc", [(code, Some(1), said.into())])).await
-    };
-    let seconds = |n: u64| Some(Duration::from_secs(n));
-    assert_eq!(ttl(200, r#"[{"ID":"abc","TTL":"15.0s"}]"#).await.unwrap().leader_ttl, seconds(15));
-    assert_eq!(ttl(200, "[]").await.unwrap().leader_ttl, None);
-    assert_eq!(ttl(200, "null").await.unwrap().leader_ttl, None);
-    assert_eq!(ttl(200, r#"[{"ID":"abc","TTL":""}]"#).await.unwrap().leader_ttl, None);
-    assert_eq!(ttl(403, "Permission denied").await.unwrap().leader_ttl, None);
-    assert!(ttl(500, "No cluster leader").await.unwrap_err().contains("No cluster leader"));
-}
-
 #[test]
 fn durations_of_go() {
     let ms = |text: &str| duration(text).map(|duration| duration.as_millis());

@@ -4,7 +4,7 @@
 //! without a renewed lease (`patroni/postgresql/__init__.py`, `patroni/ha.py`). So it waits only for what is proved to be
 //! a switchover or a restart of the primary, and everything unknown returns at once.
 
-use super::conductor::{ANNOUNCE_WITHIN, Facts, Said, epoch, live, missing};
+use super::conductor::{ANNOUNCE_WITHIN, Facts, NO_STORE, Said, epoch, live, missing};
 use super::records::{Phase, PoolerWord, SWITCH, Switch, SwitchKind, VERSION, to_bytes};
 use super::{SwitchState, UNCHANGED};
 use crate::config::Mode;
@@ -117,6 +117,9 @@ fn announce(facts: &Facts<'_>, kind: SwitchKind) -> Switch {
 fn worth_waiting(facts: &Facts<'_>, state: &SwitchState) -> Result<(), String> {
     if facts.config.mode != Mode::Enforce {
         return Err("observe mode: nobody is asked to drain".into());
+    }
+    if !facts.cluster.has_store() {
+        return Err(NO_STORE.into());
     }
     if !facts.config.switch.drain {
         return Err("[switch] drain is off".into());

@@ -18,6 +18,10 @@ use core::time::Duration;
 /// The store has this long to take the record.
 pub(super) const ANNOUNCE_WITHIN: Duration = Duration::from_millis(250);
 
+/// Why no hook waits where the truth comes from the members alone.
+pub(super) const NO_STORE: &str =
+    "dcs = \"patroni\": without a store nobody can tell the poolers, and nobody is waited for";
+
 /// What the hooks are decided by.
 pub struct Facts<'a> {
     /// The configuration.

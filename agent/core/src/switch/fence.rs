@@ -1,7 +1,7 @@
 //! `pre_promote`: nobody may be able to write to the old primary before there is a new one.
 
 use super::SwitchState;
-use super::conductor::{ANNOUNCE_WITHIN, Facts, Said, epoch, live, missing};
+use super::conductor::{ANNOUNCE_WITHIN, Facts, NO_STORE, Said, epoch, live, missing};
 use super::records::{Fencing, PoolerWord, VERSION};
 use crate::config::{Fence, Mode};
 use crate::event::HookId;
@@ -32,6 +32,9 @@ pub fn pre_promote(facts: &Facts<'_>, state: &mut SwitchState, hook: HookId, sai
             true,
             "nobody is asked: [switch] fence is off, or this is observe mode".into(),
         );
+    }
+    if !facts.cluster.has_store() {
+        return said.give(hook, fence != Fence::Strict, NO_STORE.into());
     }
     if let Some(first) = state.promotion.as_mut().and_then(|promotion| promotion.hook.take()) {
         said.give(first, fence != Fence::Strict, "a second pre_promote came".into());
