@@ -76,6 +76,8 @@ const SHAPES: [Shape; 6] = [
 const POLICIES: [OnDcsLoss; 3] = [OnDcsLoss::Hold, OnDcsLoss::FailClosed, OnDcsLoss::Confirm];
 /// Shorter than every fact's age and lease; longer than all of them.
 const LENGTHS: [u64; 2] = [4, 60];
+/// So many looks a second.
+const LOOKS: u64 = 50;
 const BEGIN: Duration = Duration::from_secs(8);
 
 /// One cell of the table.
@@ -142,10 +144,19 @@ impl Case {
             world.later(BEGIN, Thing::Fault(*fault, true));
         }
         let end = BEGIN + Duration::from_secs(self.seconds);
-        world.later(end, Thing::Heal);
-        world.run_for(end - Duration::from_millis(1));
+        world.later(end + Duration::from_millis(1), Thing::Heal);
+        world.run_for(BEGIN);
+        let mut always = pool_is_up(&world);
+        for _ in 0..self.seconds * LOOKS {
+            world.run_for(Duration::from_secs(1) / u32::try_from(LOOKS).unwrap_or(1));
+            always &= pool_is_up(&world);
+        }
         let seen = (primary_is_up(&world, 0), pool_is_up(&world));
-        world.run_for(Duration::from_millis(1));
+        // Nobody takes over there: a pool that is up at the end was never down.
+        let untouched = matches!(self.shape, Shape::All | Shape::PoolersHost);
+        if world.violation.is_none() && untouched && seen.1 && !always {
+            return Err("the pool was down for a while".into());
+        }
         if world.violation.is_none() && seen != self.expected() {
             return Err(format!("(primary, pool) up: {seen:?}, but {:?} was expected", self.expected()));
         }

@@ -184,6 +184,29 @@ fn is_away(observed: &Observed, route: &Route, why: &Reason) -> bool {
     why.rule == Rule::FactAge || route.to == RouteTo::Primary && keyless()
 }
 
+/// Until when a route is known to lead where it must. A store that falls silent leaves no gap between its word and the
+/// members'.
+fn known_until(
+    config: &Config,
+    observed: &Observed,
+    pooler: &Pooler,
+    (entry, route, decision): (&str, &Route, &Decision),
+    now: Time,
+) -> Result<Time, Reason> {
+    let cluster = config.cluster(&route.cluster);
+    let view = observed.clusters.get(&route.cluster);
+    let (Some(cluster), Some(view)) = (cluster, view) else { return Ok(Time::NEVER) };
+    term_kept(config, view)?;
+    let end = view.seen.unwrap_or(Time::ZERO) + cluster.max_fact_age;
+    if end.since(now) >= cluster.max_fact_age / 2 {
+        return Ok(end);
+    }
+    let place = |d: &Decision| d.target.as_ref().map(|target| target.endpoint.clone());
+    let longer = stand_in(config, observed, pooler, (entry, route), now);
+    let longer = longer.ok().filter(|(other, _)| place(other) == place(decision));
+    Ok(longer.map_or(end, |(_, longer)| end.max(longer)))
+}
+
 fn routes_until(
     config: &Config,
     observed: &Observed,
@@ -205,11 +228,9 @@ fn routes_until(
             }
             (None, _) => return Err(about(&decision.reason)),
             (Some(_), route) => {
-                let cluster = route.and_then(|route| config.cluster(&route.cluster));
-                let view = cluster.and_then(|cluster| observed.clusters.get(&cluster.name));
-                if let (Some(cluster), Some(view)) = (cluster, view) {
-                    term_kept(config, view)?;
-                    until = until.min(view.seen.unwrap_or(Time::ZERO) + cluster.max_fact_age);
+                if let Some(route) = route {
+                    let end = known_until(config, observed, pooler, (entry, route, decision), now)?;
+                    until = until.min(end);
                 }
                 None
             }
