@@ -2,6 +2,8 @@
 SHELL := /bin/bash
 .ONESHELL:
 SEEDS ?= 2000
+# etcd, consul, zookeeper, or patroni: agents that have no store, only the REST API of Patroni
+DCS ?= etcd
 
 .PHONY: help setup setup-matrix build demo demo-down test test-matrix sim bench lint fuzz
 
@@ -18,8 +20,8 @@ setup-matrix: setup
 build: setup   ## the release binary
 	cargo build --release --bins --workspace
 
-demo: build    ## a real cluster, a switchover and a kill, and what the clients saw
-	@target/release/lab demo --agent target/release/pgsquire
+demo: build    ## a real cluster, a switchover and a kill, and what the clients saw: make demo DCS=consul
+	@target/release/lab demo --dcs $(DCS) --agent target/release/pgsquire
 
 demo-down:     ## end the demo
 	@target/release/lab demo-down

@@ -54,7 +54,7 @@ async fn pgbouncer_killed(site: &mut Site, load: &Load) -> Result<()> {
 /// One etcd of three is dead, then another one frozen: facts stay fresh, and a switchover is followed each time. The
 /// agent begins with the first of its endpoints, and stays with the next one that answers.
 async fn etcd_killed_then_frozen(site: &mut Site) -> Result<()> {
-    site.kill("etcd1", Part::Etcd).await?;
+    site.kill("etcd1", Part::Store).await?;
     fresh_facts(site).await?;
     site.switch_and_follow().await.context("with a dead etcd")?;
     site.start("etcd1", Component::Etcd)?;
@@ -67,10 +67,10 @@ async fn etcd_killed_then_frozen(site: &mut Site) -> Result<()> {
     })
     .await?;
     site.step("etcd1 is back, etcd2 freezes");
-    site.freeze("etcd2", Part::Etcd)?;
+    site.freeze("etcd2", Part::Store)?;
     fresh_facts(site).await?;
     site.switch_and_follow().await.context("with a frozen etcd")?;
-    site.thaw("etcd2", Part::Etcd)
+    site.thaw("etcd2", Part::Store)
 }
 
 /// Waits for an answer of the store that is younger than this call.

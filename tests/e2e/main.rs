@@ -1,4 +1,4 @@
-//! The agent on real clusters: etcd, Patroni, PostgreSQL, PgBouncer and clients, all brought up by the lab.
+//! The agent on real clusters: etcd (in `stores` the others), Patroni, PostgreSQL, PgBouncer and clients, all brought up by the lab.
 //!
 //! Each test has a lab of its own and waits for facts, each with a deadline. The tests that are ignored by default are
 //! the matrix: `make test-matrix`.
@@ -17,9 +17,9 @@ mod quickstart;
 mod routes;
 mod site;
 mod stale;
+mod stores;
 mod switch;
 mod switch_faults;
 mod switch_loss;
 mod switch_modes;
 mod versions;
-mod zookeeper;

@@ -59,7 +59,7 @@ async fn the_store_loses_its_quorum() -> Result<()> {
         let leader = site.leader().await?;
         let inis = [site.ini("write")?, site.ini("read")?];
         for etcd in ["etcd1", "etcd2"] {
-            site.kill(etcd, Part::Etcd).await?;
+            site.kill(etcd, Part::Store).await?;
         }
         site.step("two of three etcd are dead");
         // Patroni gives up being primary: nobody vouches for it.

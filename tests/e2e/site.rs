@@ -119,10 +119,7 @@ impl Site {
             }
             for member in self.member_names() {
                 if self.runs(&member, Component::Agent) {
-                    // Of the stores only etcd proves how long the leader's lease will last.
-                    let proved = matches!(self.state().spec.store, Store::Etcd(_));
-                    self.answers(&member, "/primary", if member == leader && proved { 200 } else { 503 })
-                        .await?;
+                    self.answers(&member, "/primary", if member == leader { 200 } else { 503 }).await?;
                 }
             }
             Ok(())
@@ -291,7 +288,7 @@ impl Site {
     /// What the agents of the poolers recorded and the last lines of all logs.
     fn story(&self) -> String {
         let mut text = String::new();
-        for host in self.state().hosts.iter().filter(|h| h.role != HostRole::Etcd) {
+        for host in self.state().hosts.iter().filter(|h| !h.role.is_store()) {
             let file = fs::read_to_string(host.file("agent/events.jsonl")).unwrap_or_default();
             let mut lines: Vec<&str> = file.lines().rev().take(40).collect();
             lines.reverse();

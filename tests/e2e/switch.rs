@@ -93,17 +93,29 @@ fn barrier(site: &Site, member: &str, before: usize) -> Result<()> {
 
 /// PostgreSQL and Patroni of the primary are killed: a client that waits a little sees one error, and nothing is lost.
 pub async fn primary_killed(site: &mut Site, clients: &Clients) -> Result<()> {
+    let from = Instant::now();
+    let (old, leader) = follow_kill(site, clients).await?;
+    clients.saw_one_error_at_most(from)?;
+    rejoin(site, clients, &old, &leader).await
+}
+
+/// Kills PostgreSQL and Patroni of the primary and waits until another member serves every client: who led, and who leads.
+pub async fn follow_kill(site: &mut Site, clients: &Clients) -> Result<(String, String)> {
     let (old, from) = (site.leader().await?, Instant::now());
     site.step(&format!("PostgreSQL and Patroni of {old} are killed"));
     site.kill(&old, Part::Both).await?;
     let leader = site.another_leads(&old).await?;
     clients.served(site, &leader).await?;
     site.step(&clients.errors(from));
-    clients.saw_one_error_at_most(from)?;
-    site.start_host(&old)?;
+    Ok((old, leader))
+}
+
+/// Starts what was killed, and finds every acknowledged row.
+pub async fn rejoin(site: &mut Site, clients: &Clients, old: &str, leader: &str) -> Result<()> {
+    site.start_host(old)?;
     site.wait_healthy(PATIENCE).await?;
-    site.followed(&leader).await?;
-    clients.book(site, &leader).await.map(|_| ())
+    site.followed(leader).await?;
+    clients.book(site, leader).await.map(|_| ())
 }
 
 /// Patroni has noted a switchover for tomorrow, and the primary is restarted today: the restart is drained as one, and

@@ -177,7 +177,7 @@ async fn an_etcd_that_dies_during_a_switchover_is_not_missed() -> Result<()> {
             let mut steps = Steps::watch(site).await?;
             let ordered = site.order_switchover().await?;
             steps.reach(Step::Draining, None, PATIENCE).await?;
-            site.kill(etcd, Part::Etcd).await?;
+            site.kill(etcd, Part::Store).await?;
             site.step(&format!("{etcd} dies"));
             let outcome = ordered.await?.unwrap_or_else(|e| format!("{e:#}"));
             let leader = site.wait_healthy(PATIENCE).await?;

@@ -6,12 +6,11 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use crate::etcd;
 use crate::http::Http;
 use crate::patroni::{POSTGRES_PORT, REST_PORT};
 use crate::pgbouncer;
-use crate::spec::Store;
 use crate::state::{Host, HostRole, State};
+use crate::store;
 
 /// Where its HTTP listener is, usually.
 pub const HTTP_PORT: u16 = 8009;
@@ -72,13 +71,7 @@ fn config_text(state: &State, host: &Host) -> String {
 fn cluster_table(state: &State) -> String {
     let quoted = |list: Vec<String>| list.iter().map(|s| format!("\"{s}\"")).collect::<Vec<_>>().join(", ");
     let members = state.hosts_of(HostRole::Member).map(|h| format!("http://{}", state.socket(h, REST_PORT)));
-    let store = match &state.spec.store {
-        Store::Foreign { agent, .. } => agent.trim_end().to_string(),
-        Store::Etcd(_) => {
-            let endpoints = etcd::endpoints(state).into_iter().map(|e| format!("http://{e}"));
-            format!("dcs = \"etcd\"\nendpoints = [{}]", quoted(endpoints.collect()))
-        }
-    };
+    let store = store::agent_lines(state);
     format!(
         "[[cluster]]\nscope = \"{}\"\n{store}\npatroni_hosts = [{}]\n{}\n",
         state.spec.scope,

@@ -14,30 +14,38 @@ use crate::load::{Load, LoadSpec};
 use crate::pgbouncer::{APP_PASSWORD, APP_USER, DATABASE};
 use crate::progress::Progress;
 use crate::report::human;
-use crate::spec::{Pooler, Spec};
+use crate::spec::{Pooler, Spec, Store};
+use crate::store::Dcs;
 
 /// How long clients may take to recover. The classic way needs PgBouncer's back-off of 15 s beside the failover itself.
 const RECOVERY: Duration = Duration::from_secs(120);
 
-/// Three etcd, three members, a write and a read pooler with agents, and a write pooler moved the classic way.
-pub fn spec(agent: PathBuf) -> Spec {
-    let spec = Spec { agent: Some(agent), hooks: true, ..Spec::default() };
+/// The store (etcd has three servers), three members, a write and a read pooler with agents, and a write pooler moved
+/// the classic way.
+pub fn spec(agent: PathBuf, dcs: Dcs) -> Spec {
+    let store = dcs.store(3);
+    let spec = Spec { agent: Some(agent), hooks: store.has_agents_keys(), store, ..Spec::default() };
     spec.pooler(Pooler::write()).pooler(Pooler::read()).pooler(Pooler::classic())
 }
 
-/// Plays the demo in this folder, prints the table, and leaves the lab up. A demo that is there already is ended first.
-pub async fn run(agent: PathBuf, dir: &Path, clients: usize) -> Result<()> {
+/// Plays the demo with this plan in this folder, prints the table, and leaves the lab up. A demo that is there already is ended first.
+pub async fn run(spec: Spec, dir: &Path, clients: usize) -> Result<()> {
     let progress = Progress::shown();
     if dir.exists() {
         progress.step(&format!("ending the demo that is up in {}", dir.display()));
         Lab::attach(dir)?.down().await?;
     }
-    let spec = Spec { dir: Some(dir.to_path_buf()), stays_up: true, ..spec(agent) };
+    let spec = Spec { dir: Some(dir.to_path_buf()), stays_up: true, ..spec };
     let mut lab = Lab::up(spec, &progress).await?;
     let events = play(&mut lab, clients, &progress).await.with_context(|| {
         format!("the demo failed; the lab is still up in {} (end it with `make demo-down`)", dir.display())
     })?;
-    println!("\n{}\n{}To end it: make demo-down", table(&events), how_to_look(&lab)?);
+    println!(
+        "\n{}{}\n{}To end it: make demo-down",
+        table(&events),
+        note(&lab.state().spec.store),
+        how_to_look(&lab)?
+    );
     Ok(())
 }
 
@@ -65,6 +73,17 @@ async fn play(lab: &mut Lab, clients: usize, progress: &Progress) -> Result<Vec<
     write.stop(Duration::from_secs(5)).await;
     classic.stop(Duration::from_secs(5)).await;
     Ok(events)
+}
+
+/// What one has to know to read the table; nothing where Patroni's hooks are in use.
+fn note(store: &Store) -> String {
+    if store.has_agents_keys() {
+        return format!("Store: {}\n", store.label());
+    }
+    format!(
+        "Store: {}. So agents cannot drain and there are no hooks:\nclients may see errors at a planned switchover, too.\n",
+        store.label()
+    )
 }
 
 /// One line of the table.

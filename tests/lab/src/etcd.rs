@@ -2,6 +2,9 @@
 
 use std::net::SocketAddrV4;
 
+use anyhow::{Result, ensure};
+
+use crate::http::Http;
 use crate::state::{Host, HostRole, State};
 
 /// Where clients connect, usually.
@@ -12,6 +15,14 @@ pub const PEER_PORT: u16 = 2380;
 /// The client addresses of all servers.
 pub fn endpoints(state: &State) -> Vec<SocketAddrV4> {
     state.hosts_of(HostRole::Etcd).map(|h| state.socket(h, CLIENT_PORT)).collect()
+}
+
+/// Fails unless the server of this host says that it is healthy.
+pub async fn answers(state: &State, host: &Host, http: &Http) -> Result<()> {
+    let url = format!("http://{}/health", state.socket(host, CLIENT_PORT));
+    let health = http.json(&url).await?;
+    ensure!(health["health"] == "true", "{url} says {health}");
+    Ok(())
 }
 
 /// The command that runs the server of this host.

@@ -8,7 +8,7 @@ use std::time::Duration;
 use crate::lab::Lab;
 use crate::patroni;
 use crate::process::{self, ProcessId};
-use crate::state::{Component, HostRole};
+use crate::state::Component;
 use crate::wait;
 
 /// Which part of a host.
@@ -24,8 +24,8 @@ pub enum Part {
     Agent,
     /// PgBouncer alone.
     PgBouncer,
-    /// etcd alone.
-    Etcd,
+    /// The server of the store alone.
+    Store,
     /// Everything on the host.
     Host,
 }
@@ -61,11 +61,7 @@ impl Lab {
     /// Starts everything on a host that does not run, after a kill.
     pub fn start_host(&mut self, host: &str) -> Result<()> {
         let found = self.state.host(host)?.clone();
-        let mut components = match found.role {
-            HostRole::Etcd => vec![Component::Etcd],
-            HostRole::Member => vec![Component::Patroni],
-            HostRole::Pooler => vec![Component::PgBouncer],
-        };
+        let mut components = vec![found.role.component()];
         if self.state.has_agent(&found) {
             components.push(Component::Agent);
         }
@@ -96,7 +92,10 @@ impl Lab {
                 vec![process.with_context(|| format!("no agent runs on {host}"))?]
             }
             Part::PgBouncer => component(Component::PgBouncer)?,
-            Part::Etcd => component(Component::Etcd)?,
+            Part::Store => {
+                ensure!(found.role.is_store(), "{host} is no server of the store");
+                component(found.role.component())?
+            }
             Part::Host => process::marked(&self.state.dir, Some(host)),
         };
         if part == Part::Patroni {
@@ -124,26 +123,23 @@ impl Lab {
 
     /// A host does not reach the store; it reaches everybody else.
     pub fn cut_from_store(&self, host: &str) -> Result<()> {
-        for etcd in self.state.hosts_of(HostRole::Etcd) {
-            self.cut(host, &etcd.name)?;
-        }
-        Ok(())
+        self.state.stores().try_for_each(|store| self.cut(host, &store.name))
     }
 
     /// Patroni and PostgreSQL of a member do not reach the store; its agent and everybody else do.
     pub fn cut_patroni_from_store(&self, member: &str) -> Result<()> {
         self.network_can_be_cut()?;
         let from = self.address(member)?;
-        let mut stores = self.state.hosts_of(HostRole::Etcd);
-        stores.try_for_each(|etcd| self.state.network.cut_without_agent(from, etcd.address))
+        let mut stores = self.state.stores();
+        stores.try_for_each(|store| self.state.network.cut_without_agent(from, store.address))
     }
 
-    /// SIGKILL to so many etcd servers that the rest is no majority; says which.
+    /// SIGKILL to so many servers of the store that the rest is no majority; says which.
     pub async fn kill_quorum(&mut self) -> Result<Vec<String>> {
-        let mut names: Vec<String> = self.state.hosts_of(HostRole::Etcd).map(|h| h.name.clone()).collect();
+        let mut names: Vec<String> = self.state.stores().map(|h| h.name.clone()).collect();
         names.truncate(names.len().div_ceil(2));
         for name in &names {
-            self.kill(name, Part::Etcd).await?;
+            self.kill(name, Part::Store).await?;
         }
         Ok(names)
     }

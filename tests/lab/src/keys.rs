@@ -10,6 +10,7 @@ use tokio::task::JoinSet;
 
 use crate::etcd;
 use crate::http::Http;
+use crate::spec::Store;
 use crate::state::State;
 
 /// Where the agents keep their keys of the lab's cluster.
@@ -83,7 +84,15 @@ impl Changes {
 
 impl Keys {
     /// The etcd server with this number of the lab, counted from 0.
+    ///
+    /// An error with any other store: no agent writes keys into an etcd that is not there, or that it does not know.
     pub fn of(state: &State, number: usize) -> Result<Self> {
+        let store = &state.spec.store;
+        ensure!(
+            matches!(store, Store::Etcd(_)),
+            "keys are read and watched in etcd only, and the lab's store is {}: take `Store::Etcd`",
+            store.label()
+        );
         let endpoint = etcd::endpoints(state).get(number).copied();
         let endpoint = endpoint.with_context(|| format!("the lab has no etcd number {number}"))?;
         Ok(Self { url: format!("http://{endpoint}/v3"), http: Http::keeping(Duration::from_secs(5), 1)? })

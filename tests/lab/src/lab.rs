@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::agent;
+use crate::consul;
 use crate::etcd;
 use crate::guard::Guard;
 use crate::http::Http;
@@ -18,8 +19,10 @@ use crate::process::{Launch, ProcessId};
 use crate::progress::Progress;
 use crate::spec::{Pooler, Spec, Target};
 use crate::state::{Component, Host, HostRole, State, key};
+use crate::store;
 use crate::teardown;
 use crate::wait;
+use crate::zookeeper;
 
 /// A running lab.
 #[derive(Debug)]
@@ -75,7 +78,7 @@ impl Lab {
     }
 
     async fn start_all(&mut self, progress: &Progress) -> Result<()> {
-        self.start_etcd(progress).await?;
+        self.start_store(progress).await?;
         self.start_members(progress).await?;
         self.prepare_database().await?;
         progress.step(&format!("database `{}` is there", pgbouncer::DATABASE));
@@ -83,25 +86,19 @@ impl Lab {
         self.start_agents(progress).await
     }
 
-    async fn start_etcd(&mut self, progress: &Progress) -> Result<()> {
-        let hosts: Vec<Host> = self.state.hosts_of(HostRole::Etcd).cloned().collect();
-        if hosts.is_empty() {
-            return Ok(());
-        }
+    async fn start_store(&mut self, progress: &Progress) -> Result<()> {
+        let hosts: Vec<Host> = self.state.stores().cloned().collect();
         for host in &hosts {
-            self.start(&host.name, Component::Etcd)?;
+            self.start(&host.name, host.role.component())?;
         }
-        let http = Http::new(Duration::from_secs(1))?;
+        let http = Http::new(store::QUESTION)?;
         for host in &hosts {
-            let url = format!("http://{}/health", self.state.socket(host, etcd::CLIENT_PORT));
-            let ask = || async {
-                let health = http.json(&url).await?;
-                ensure!(health["health"] == "true", "{url} says {health}");
-                Ok(())
-            };
-            wait::answer(&format!("etcd on {}", host.name), self.patience(), HALF_STEP, ask).await?;
+            let what = format!("the store on {}", host.name);
+            let ask = || store::answers(&self.state, host, &http);
+            wait::answer(&what, self.patience(), HALF_STEP, ask).await?;
         }
-        progress.step(&format!("etcd: {} of {} healthy", hosts.len(), hosts.len()));
+        let name = self.state.spec.store.role().component().name();
+        progress.step(&format!("{name}: {} of {} healthy", hosts.len(), hosts.len()));
         Ok(())
     }
 
@@ -198,6 +195,8 @@ impl Lab {
         }
         let (command, env) = match component {
             Component::Etcd => (etcd::command(&self.state, &host), Vec::new()),
+            Component::Consul => (consul::command(&self.state, &host), Vec::new()),
+            Component::ZooKeeper => (zookeeper::command(&host), Vec::new()),
             Component::Patroni => (patroni::command(&host), patroni::environment(&self.state)),
             Component::PgBouncer => (pgbouncer::command(&self.state, &host), Vec::new()),
             Component::Agent => (agent::command(&self.state, &host), self.state.spec.agent_env.clone()),
@@ -255,7 +254,7 @@ impl Lab {
     pub fn log_tails(&self) -> String {
         let mut text = String::new();
         for host in &self.state.hosts {
-            for component in [Component::Etcd, Component::Patroni, Component::PgBouncer, Component::Agent] {
+            for component in Component::ALL {
                 let tail = host.log_tail(component, 8);
                 if !tail.is_empty() {
                     text += &format!("--- {} on {}\n{tail}\n", component.name(), host.name);

@@ -9,23 +9,24 @@ use anyhow::{Context, Result, ensure};
 
 use crate::agent;
 use crate::classic;
-use crate::etcd;
 use crate::hooks;
 use crate::network::Network;
 use crate::patroni::{self, POSTGRES_PORT, REST_PORT};
 use crate::process;
 use crate::setup;
-use crate::spec::{PgBouncerBuild, Spec, Store};
+use crate::spec::{PgBouncerBuild, Spec};
 use crate::state::{Host, HostRole, State};
+use crate::store;
 
 const FIRST_MEMBER: u8 = 11;
-const FIRST_ETCD: u8 = 21;
+const FIRST_STORE: u8 = 21;
 const FIRST_POOLER: u8 = 31;
 /// Longest path of a unix socket that the system takes.
 const SOCKET_PATH_LIMIT: usize = 107;
 
 /// Folder, addresses and files of a lab; nothing runs yet.
 pub(crate) fn lay_out(mut spec: Spec) -> Result<State> {
+    store::check(&spec)?;
     if let Some(agent) = &spec.agent {
         spec.agent = Some(fs::canonicalize(agent).with_context(|| format!("the agent {}", agent.display()))?);
     }
@@ -62,10 +63,8 @@ fn wanted_ports(spec: &Spec) -> Vec<(u8, u16)> {
     for n in 0..spec.members as u8 {
         wanted.extend([POSTGRES_PORT, REST_PORT, agent::HTTP_PORT].map(|port| (FIRST_MEMBER + n, port)));
     }
-    if let Store::Etcd(count) = spec.store {
-        for n in 0..count as u8 {
-            wanted.extend([etcd::CLIENT_PORT, etcd::PEER_PORT].map(|port| (FIRST_ETCD + n, port)));
-        }
+    for n in 0..spec.store.servers() as u8 {
+        wanted.extend(spec.store.ports().iter().map(|port| (FIRST_STORE + n, *port)));
     }
     for (n, pooler) in spec.poolers.iter().enumerate() {
         wanted.extend([pooler.port, agent::HTTP_PORT].map(|port| (FIRST_POOLER + n as u8, port)));
@@ -97,16 +96,14 @@ fn hosts(spec: &Spec, network: &Network, dir: &Path) -> Vec<Host> {
         address: network.host(last),
         role,
     };
-    let etcd = match spec.store {
-        Store::Etcd(count) => count as u8,
-        Store::Foreign { .. } => 0,
-    };
-    let etcd = (0..etcd).map(|n| host(format!("etcd{}", n + 1), FIRST_ETCD + n, HostRole::Etcd));
+    let role = spec.store.role();
+    let store = (0..spec.store.servers() as u8)
+        .map(|n| host(format!("{}{}", role.component().name(), n + 1), FIRST_STORE + n, role));
     let members =
         (0..spec.members as u8).map(|n| host(format!("pg{}", n + 1), FIRST_MEMBER + n, HostRole::Member));
     let poolers = (0u8..).zip(&spec.poolers);
     let poolers = poolers.map(|(n, p)| host(p.name.clone(), FIRST_POOLER + n, HostRole::Pooler));
-    etcd.chain(members).chain(poolers).collect()
+    store.chain(members).chain(poolers).collect()
 }
 
 /// Folders and files of all hosts, and the copies of what they run.
@@ -116,8 +113,9 @@ fn fill(state: &State) -> Result<()> {
         setup::copy_pgbouncer_13(&state.dir.join(setup::PGBOUNCER_13))?;
     }
     if let Some(agent) = &state.spec.agent {
-        setup::copy_agent(agent, &agent::program(state))?;
+        setup::copy_program(agent, &agent::program(state))?;
     }
+    store::copy_programs(state)?;
     for host in &state.hosts {
         for folder in [host.folder.clone(), host.sockets()] {
             fs::create_dir(&folder).with_context(|| format!("making {}", folder.display()))?;
@@ -130,10 +128,14 @@ fn fill(state: &State) -> Result<()> {
             classic::write_script(state, host)?;
             hooks::write_script(state, host)?;
         }
+        store::configure(state, host)?;
         if state.has_agent(host) {
             agent::configure(state, host)?;
         }
-        give_files(host, &["patroni.yml", "on-role-change.sh", "hook.sh", "agent.toml"])?;
+        give_files(
+            host,
+            &["patroni.yml", "on-role-change.sh", "hook.sh", "agent.toml", "consul.json", "zoo.cfg"],
+        )?;
     }
     Ok(())
 }

@@ -20,6 +20,7 @@ pub mod agent;
 pub mod bench;
 mod classic;
 mod cluster;
+mod consul;
 pub mod demo;
 pub mod etcd;
 pub mod event;
@@ -44,10 +45,12 @@ mod spec;
 pub mod sql;
 mod state;
 pub mod step;
+mod store;
 mod teardown;
 mod usage;
 pub mod wait;
 mod watcher;
+mod zookeeper;
 
 pub use faults::Part;
 pub use lab::Lab;
@@ -60,4 +63,5 @@ pub use spec::{
     Fence, Follow, PATRONI, PATRONI_OLD, PgBouncerBuild, PoolMode, Pooler, Spec, Store, Switch, Target,
 };
 pub use state::{Component, Host, HostRole, State};
+pub use store::Dcs;
 pub use watcher::Watcher;

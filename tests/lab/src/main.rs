@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use pgsquire_lab::bench::{self, Bench, Group, SwitchoverBench};
 use pgsquire_lab::{
-    Follow, HostRole, Lab, Load, LoadSpec, Part, PgBouncerBuild, Pooler, Progress, Spec, Store, Watcher, demo,
+    Dcs, Follow, HostRole, Lab, Load, LoadSpec, Part, PgBouncerBuild, Pooler, Progress, Spec, Watcher, demo,
 };
 
 /// Real Patroni clusters and poolers on this machine.
@@ -81,6 +81,9 @@ enum Command {
         /// The agent's binary
         #[arg(long)]
         agent: PathBuf,
+        /// The store
+        #[arg(long, value_enum, default_value_t = Dcs::Etcd)]
+        dcs: Dcs,
         /// Clients on each pooler
         #[arg(long, default_value_t = 20)]
         clients: usize,
@@ -164,7 +167,10 @@ struct Up {
     /// PostgreSQL members
     #[arg(long, default_value_t = 3)]
     members: usize,
-    /// etcd servers
+    /// The store
+    #[arg(long, value_enum, default_value_t = Dcs::Etcd)]
+    dcs: Dcs,
+    /// etcd servers, where there is etcd
     #[arg(long, default_value_t = 3)]
     etcd: usize,
     /// Patroni's version
@@ -187,7 +193,8 @@ enum What {
     Both,
     Agent,
     Pgbouncer,
-    Etcd,
+    #[value(alias = "etcd")]
+    Store,
     Host,
 }
 
@@ -199,7 +206,7 @@ impl What {
             Self::Both => Part::Both,
             Self::Agent => Part::Agent,
             Self::Pgbouncer => Part::PgBouncer,
-            Self::Etcd => Part::Etcd,
+            Self::Store => Part::Store,
             Self::Host => Part::Host,
         }
     }
@@ -251,7 +258,7 @@ async fn run(command: Command) -> Result<()> {
         Command::Load { pooler, clients, seconds, place } => {
             load(&Lab::attach(&place.dir)?, &pooler, clients, Duration::from_secs(seconds)).await
         }
-        Command::Demo { agent, clients, dir } => demo::run(agent, &dir, clients).await,
+        Command::Demo { agent, dcs, clients, dir } => demo::run(demo::spec(agent, dcs), &dir, clients).await,
         Command::Bench { agent, rounds, clients, only, json } => {
             let table = bench::run(&Bench { agent, rounds, clients, only }, &Progress::shown()).await?;
             print(json, &table, || table.text())
@@ -277,7 +284,7 @@ impl Fault {
 async fn bring_up(up: Up) -> Result<()> {
     let agent = up.agent.filter(|_| !up.no_agents);
     let mut spec = Spec {
-        store: Store::Etcd(up.etcd),
+        store: up.dcs.store(up.etcd),
         members: up.members,
         agent,
         patroni: up.patroni,

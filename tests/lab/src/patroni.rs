@@ -10,12 +10,12 @@ use serde_json::Value;
 
 use crate::agent;
 use crate::classic;
-use crate::etcd;
 use crate::hooks;
 use crate::http::Http;
 use crate::process::ProcessId;
-use crate::spec::{Follow, PATRONI_OLD, Store};
+use crate::spec::{Follow, PATRONI_OLD};
 use crate::state::{Host, HostRole, State};
+use crate::store;
 
 /// Where PostgreSQL listens, usually.
 pub const POSTGRES_PORT: u16 = 5432;
@@ -84,7 +84,7 @@ fn config_text(state: &State, host: &Host) -> String {
          {hooks}{callbacks}",
         scope = spec.scope,
         name = host.name,
-        store = store_block(state),
+        store = store::patroni_block(state),
         ttl = spec.ttl,
         loop_wait = spec.loop_wait,
         retry = spec.retry_timeout,
@@ -95,16 +95,6 @@ fn config_text(state: &State, host: &Host) -> String {
         hooks = hooks_block(state, host),
         callbacks = callbacks_block(state, host),
     )
-}
-
-fn store_block(state: &State) -> String {
-    match &state.spec.store {
-        Store::Foreign { patroni, .. } => format!("{}\n", patroni.trim_end()),
-        Store::Etcd(_) => {
-            let lines = etcd::endpoints(state).into_iter().map(|e| format!("  - {e}\n"));
-            format!("etcd3:\n  hosts:\n{}", lines.collect::<String>())
-        }
-    }
 }
 
 /// Patroni 3.0.2 knows no `before_stop`.

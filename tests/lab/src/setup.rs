@@ -12,6 +12,9 @@ use anyhow::{Context, Result, bail};
 /// Folder of Debian 13's PgBouncer, in the cache and in a lab.
 pub const PGBOUNCER_13: &str = "pgbouncer-debian13";
 
+/// Consul's version; Debian 11 has it.
+const CONSUL: &str = "1.8.7";
+
 /// `${XDG_CACHE_HOME:-~/.cache}/pgsquire`
 pub fn cache() -> Result<PathBuf> {
     let base = match env::var_os("XDG_CACHE_HOME").filter(|v| !v.is_empty()) {
@@ -24,6 +27,15 @@ pub fn cache() -> Result<PathBuf> {
 /// Copies Patroni's packages of this version into the lab's folder.
 pub fn copy_patroni(version: &str, into: &Path) -> Result<()> {
     copy(&format!("patroni-{version}"), if version == crate::spec::PATRONI { "" } else { " matrix" }, into)
+}
+
+/// Copies the Consul binary into the lab.
+pub fn copy_consul(to: &Path) -> Result<()> {
+    let from = cache()?.join(format!("consul-{CONSUL}/usr/bin/consul"));
+    if !from.exists() {
+        bail!("{} is missing: run tests/setup", from.display());
+    }
+    copy_program(&from, to)
 }
 
 /// Copies Debian 13's PgBouncer into the lab's folder.
@@ -51,12 +63,12 @@ fn readable_by_all(folder: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Copies the agent's binary into the lab.
-pub fn copy_agent(from: &Path, to: &Path) -> Result<()> {
-    let folder = to.parent().context("the agent needs a folder")?;
+/// Copies a program, the agent's for one, into the lab.
+pub fn copy_program(from: &Path, to: &Path) -> Result<()> {
+    let folder = to.parent().context("a program needs a folder")?;
     fs::create_dir_all(folder)
         .and_then(|()| fs::copy(from, to))
-        .with_context(|| format!("copying the agent {} to {}", from.display(), to.display()))?;
+        .with_context(|| format!("copying {} to {}", from.display(), to.display()))?;
     readable_by_all(folder)
 }
 

@@ -175,13 +175,12 @@ pub enum PoolMode {
 pub enum Store {
     /// So many etcd servers of the lab: `etcd1`, `etcd2`, …
     Etcd(usize),
-    /// A store that somebody else runs.
-    Foreign {
-        /// Its block in Patroni's configuration, as YAML.
-        patroni: String,
-        /// Its lines in the agents' `[[cluster]]` table, as TOML.
-        agent: String,
-    },
+    /// One Consul server of the lab: `consul1`.
+    Consul,
+    /// One ZooKeeper server of the lab: `zookeeper1`.
+    ZooKeeper,
+    /// So many etcd servers for Patroni, of which the agents know nothing: they have the members' REST API only.
+    RestOnly(usize),
 }
 
 /// Which PgBouncer.

@@ -54,6 +54,10 @@ pub struct Host {
 pub enum HostRole {
     /// An etcd server.
     Etcd,
+    /// A Consul server.
+    Consul,
+    /// A ZooKeeper server.
+    ZooKeeper,
     /// Patroni and PostgreSQL.
     Member,
     /// A PgBouncer.
@@ -65,6 +69,10 @@ pub enum HostRole {
 pub enum Component {
     /// etcd.
     Etcd,
+    /// Consul.
+    Consul,
+    /// ZooKeeper.
+    ZooKeeper,
     /// Patroni (which starts PostgreSQL itself).
     Patroni,
     /// PgBouncer.
@@ -74,10 +82,16 @@ pub enum Component {
 }
 
 impl Component {
+    /// All there are.
+    pub const ALL: [Self; 6] =
+        [Self::Etcd, Self::Consul, Self::ZooKeeper, Self::Patroni, Self::PgBouncer, Self::Agent];
+
     /// Its name, as in log files.
     pub fn name(self) -> &'static str {
         match self {
             Self::Etcd => "etcd",
+            Self::Consul => "consul",
+            Self::ZooKeeper => "zookeeper",
             Self::Patroni => "patroni",
             Self::PgBouncer => "pgbouncer",
             Self::Agent => "agent",
@@ -116,6 +130,11 @@ impl State {
         self.hosts.iter().filter(move |h| h.role == role)
     }
 
+    /// The servers of the store.
+    pub fn stores(&self) -> impl Iterator<Item = &Host> {
+        self.hosts.iter().filter(|h| h.role.is_store())
+    }
+
     /// An address and the lab's port for what usually listens on `usual`.
     pub fn socket(&self, host: &Host, usual: u16) -> SocketAddrV4 {
         SocketAddrV4::new(host.address, self.network.port(usual))
@@ -133,7 +152,7 @@ impl State {
             |name: &str| self.spec.poolers.iter().any(|p| p.name == name && p.follow == Follow::Agent);
         self.spec.agent.is_some()
             && match host.role {
-                HostRole::Etcd => false,
+                HostRole::Etcd | HostRole::Consul | HostRole::ZooKeeper => false,
                 HostRole::Member => self.spec.member_agents,
                 HostRole::Pooler => followed(&host.name),
             }

@@ -44,7 +44,7 @@ impl Steps {
     /// Begins to watch.
     pub async fn watch(lab: &Lab) -> Result<Self> {
         // The last server: tests that kill some begin with the first.
-        let keys = Keys::of(lab.state(), crate::etcd::endpoints(lab.state()).len() - 1)?;
+        let keys = Keys::of(lab.state(), lab.state().spec.store.servers().saturating_sub(1))?;
         let (own, patroni) = (own_prefix(lab.state()), patroni_prefix(lab.state()));
         let mut watcher = Watcher::start(lab)?;
         let long_ago = Instant::now() - Duration::from_millis(1);

@@ -10,7 +10,7 @@ use nix::sys::signal::Signal;
 
 use crate::patroni;
 use crate::process::{self, ProcessId};
-use crate::state::{HostRole, State};
+use crate::state::{Component, HostRole, State};
 use crate::wait;
 
 /// How long the processes may take to end before they are killed.
@@ -26,7 +26,7 @@ pub async fn end(state: &State) -> Result<()> {
     // Agents and poolers may end in their own way: the cluster is still there for them.
     first.iter().try_for_each(|(_, p)| p.signal(Signal::SIGTERM))?;
     wait::until(GRACE, || first.iter().all(|(_, p)| !p.alive())).await;
-    // Patroni would only try to save its cluster, and etcd to find a new leader among the servers that end as well.
+    // Patroni would only try to save its cluster, and the store to find a new leader among the servers that end as well.
     last.iter().try_for_each(|(_, p)| p.signal(Signal::SIGKILL))?;
     stop_servers(state).await?;
     kill_all(&state.dir).await?;
@@ -37,7 +37,9 @@ pub async fn end(state: &State) -> Result<()> {
 }
 
 fn is_ended_last(process: &str) -> bool {
-    process.ends_with("/patroni") || process.ends_with("/etcd")
+    let component = process.rsplit('/').next();
+    let last = [Component::Patroni, Component::Etcd, Component::Consul, Component::ZooKeeper];
+    last.iter().any(|c| component == Some(c.name()))
 }
 
 /// SIGQUIT is PostgreSQL's immediate shutdown: it gives shared memory back, SIGKILL would not.
