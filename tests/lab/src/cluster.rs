@@ -9,7 +9,7 @@ use tokio::task::JoinHandle;
 use crate::lab::Lab;
 use crate::patroni::{Member, POSTGRES_PORT, Rest};
 use crate::pgbouncer;
-use crate::spec::Pooler;
+use crate::spec::{Pooler, Store};
 use crate::sql;
 use crate::state::{Component, HostRole};
 use crate::wait;
@@ -75,14 +75,27 @@ impl Lab {
             None => self.candidate().await?,
         };
         let what = || format!("switching over from {leader} to {to}");
-        self.rest()?.switchover(&leader, &to).await.with_context(what)?;
+        let doubt = match self.rest()?.switchover(&leader, &to).await {
+            // Patroni reads ZooKeeper key by key: if the new leader takes the lock and deletes the `failover` key in
+            // between, it sees neither and calls a switchover failed that was made. Who leads then tells.
+            Err(e)
+                if matches!(self.state().spec.store, Store::ZooKeeper)
+                    && format!("{e:#}").contains("Switchover failed") =>
+            {
+                Some(e)
+            }
+            other => other.map(|_| None).with_context(what)?,
+        };
         let led = || async {
             let leader = self.leader().await?;
             ensure!(leader == to, "{leader} leads");
             Ok(())
         };
-        wait::answer(&what(), Duration::from_secs(30), STEP, led).await?;
-        Ok(to)
+        let led = wait::answer(&what(), Duration::from_secs(30), STEP, led).await;
+        match (led, doubt) {
+            (Err(why), Some(doubt)) => Err(doubt.context(why)),
+            (led, _) => led.map(|()| to),
+        }
     }
 
     /// Orders a switchover and does not wait for it; the handle has what Patroni says at its end.
