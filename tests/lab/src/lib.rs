@@ -60,4 +60,5 @@ pub use spec::{
     Fence, Follow, PATRONI, PATRONI_OLD, PgBouncerBuild, PoolMode, Pooler, Spec, Store, Switch, Target,
 };
 pub use state::{Component, Host, HostRole, State};
+pub use usage::Usage;
 pub use watcher::Watcher;
