@@ -36,7 +36,9 @@ sim: setup     ## the simulation alone: make sim SEEDS=20000
 	SEEDS=$(SEEDS) cargo test --test sim -- --nocapture
 
 bench: build   ## every figure beside its baseline
-	@target/release/lab bench --agent target/release/pgsquire
+	@target/release/lab bench --agent target/release/pgsquire || exit
+	ulimit -Sn "$$(ulimit -Hn)"
+	cargo bench --quiet --bench stores
 
 lint: setup    ## formatting, clippy, dependencies
 	@tests/run lint

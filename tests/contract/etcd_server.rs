@@ -24,7 +24,8 @@ pub struct Cluster {
 pub struct Node {
     client_port: u16,
     peer_port: u16,
-    process: Option<Process>,
+    /// It, while it runs.
+    pub process: Option<Process>,
 }
 
 impl Node {

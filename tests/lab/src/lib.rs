@@ -64,4 +64,5 @@ pub use spec::{
 };
 pub use state::{Component, Host, HostRole, State};
 pub use store::Dcs;
+pub use usage::Usage;
 pub use watcher::Watcher;

@@ -61,11 +61,16 @@ pub enum Figure {
 impl Figure {
     /// The spread of these values; zeros if there are none.
     pub fn of(values: &[f64]) -> Self {
+        let value = |share| Self::percentile(values, share);
+        Self::Spread { median: value(50), p95: value(95), max: value(100) }
+    }
+
+    /// So many of 100 of these values are not above it; zero if there are none.
+    pub fn percentile(values: &[f64], share: usize) -> f64 {
         let mut sorted = values.to_vec();
         sorted.sort_by(f64::total_cmp);
-        let at = |share: usize| sorted.get((sorted.len() * share / 100).min(sorted.len().saturating_sub(1)));
-        let value = |share| at(share).copied().unwrap_or_default();
-        Self::Spread { median: value(50), p95: value(95), max: value(100) }
+        let at = (sorted.len() * share / 100).min(sorted.len().saturating_sub(1));
+        sorted.get(at).copied().unwrap_or_default()
     }
 
     /// The value, or the one in the middle.
@@ -186,6 +191,7 @@ mod tests {
         let values: Vec<f64> = (1..=200).rev().map(f64::from).collect();
         let Figure::Spread { median, p95, max } = Figure::of(&values) else { panic!("a spread") };
         assert_eq!((median, p95, max), (101.0, 191.0, 200.0));
+        assert_eq!(Figure::percentile(&values, 99), 199.0);
         assert_eq!(Figure::of(&[]).typical(), 0.0);
     }
 
