@@ -153,7 +153,10 @@ impl Agent {
             }
             Event::StoreChanged { cluster, change } => {
                 let Some(view) = self.observed.clusters.get_mut(&cluster) else { return };
-                if view.observe_change(&self.config, now, change) {
+                // The read tells how long the new leader's lease lives. Only a verdict about this host's server rests on
+                // that: a thousand poolers need not all ask at the moment in which the store has the most to do.
+                let here = self.config.local.as_ref().is_some_and(|local| local.cluster == cluster);
+                if view.observe_change(&self.config, now, change) && here {
                     self.schedule.hurry(&Question::Store(cluster));
                 }
             }
