@@ -85,7 +85,11 @@ fn primary_until(config: &Config, observed: &Observed, now: Time) -> Result<(Str
         }
         (Err(_), Ok((text, until))) => (text, until),
         (Err(reason), Err(other)) if other.rule == Rule::StoreAway => {
-            let text = format!("{}; {}", reason.text, other.text);
+            // It mostly begins with what is wrong with the store.
+            let text = match other.text.starts_with(&reason.text) {
+                true => other.text,
+                false => format!("{}; {}", reason.text, other.text),
+            };
             return Err(Reason::new(reason.rule, text));
         }
         (Err(reason), Err(_)) => return Err(reason),
@@ -250,6 +254,7 @@ fn routes_until(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::OnDcsLoss;
     use crate::event::LocalServer;
     use crate::example::{at, keys, local_config, observed, read, view};
     use crate::wal::Timeline;
@@ -280,6 +285,16 @@ mod tests {
         );
         assert!(primary(&config, &known, at(11_000)).is_up(at(11_000)));
         assert!(!primary(&config, &known, at(11_000)).is_up(at(11_001)));
+    }
+
+    #[test]
+    fn what_is_wrong_with_the_store_is_said_once() {
+        let mut config = local_config();
+        config.clusters[0].on_dcs_loss = OnDcsLoss::FailClosed;
+        let mut known = observed(&config, at(1_000));
+        known.local.learn(server(false), at(20_000));
+        let text = primary(&config, &known, at(20_000)).reason.text;
+        assert_eq!(text, "the store of main last answered 19.0s ago; on_dcs_loss = \"fail-closed\"");
     }
 
     #[test]
