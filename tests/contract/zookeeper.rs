@@ -13,18 +13,18 @@ use tokio::net::TcpListener;
 use tokio::time::Instant;
 use zookeeper_client::Client;
 
-const BASE: &str = "/service/main";
+pub const BASE: &str = "/service/main";
 
-fn follow(config: ZooKeeperConfig) -> Worker {
+pub fn follow(config: ZooKeeperConfig) -> Worker {
     store::follow(server::store(config), 64)
 }
 
-fn config(endpoints: Vec<String>) -> ZooKeeperConfig {
+pub fn config(endpoints: Vec<String>) -> ZooKeeperConfig {
     ZooKeeperConfig { endpoints, ..ZooKeeperConfig::default() }
 }
 
 /// The read is told before the watch is made: waits until the watch reports a write.
-async fn watching(client: &Client, follower: &mut Worker) {
+pub async fn watching(client: &Client, follower: &mut Worker) {
     write(client, "/service/main/history", "[]").await;
     assert_eq!(next_change(follower).await.changes[0].0, "history");
 }

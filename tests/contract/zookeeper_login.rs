@@ -2,28 +2,12 @@
 
 use crate::certificates::Certificates;
 use crate::store::{self, next_change, next_failure, next_read, text};
-use crate::worker::Worker;
+use crate::zookeeper::{BASE, config, follow, watching};
 use crate::zookeeper_server::{self as server, Ensemble, write};
 use pgsquire::dcs::zookeeper::ZooKeeperConfig;
 use pgsquire_core::event::Outcome;
 use std::time::Duration;
 use zookeeper_client::{Acl, Acls, AuthId, Client, CreateMode, Permission};
-
-const BASE: &str = "/service/main";
-
-fn follow(config: ZooKeeperConfig) -> Worker {
-    store::follow(server::store(config), 64)
-}
-
-fn config(endpoints: Vec<String>) -> ZooKeeperConfig {
-    ZooKeeperConfig { endpoints, ..ZooKeeperConfig::default() }
-}
-
-/// The read is told before the watch is made: waits until the watch reports a write.
-async fn watching(client: &Client, follower: &mut Worker) {
-    write(client, "/service/main/history", "[]").await;
-    assert_eq!(next_change(follower).await.changes[0].0, "history");
-}
 
 #[tokio::test]
 async fn a_login_opens_what_it_may_and_a_wrong_one_nothing() {
